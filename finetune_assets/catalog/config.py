@@ -1,0 +1,186 @@
+"""The dataset file: every key, its type, its default, its unit and the reason for the default."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from finetune_assets.evaluation.metrics import MetricName
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Columns(Section):
+    """Which column holds what, where the names differ from the format's own."""
+
+    messages: str = "messages"
+    """Column with a list of `{role, content}`."""
+    system: str = "system"
+    """Column with a system message; optional in the data."""
+    prompt: str = "prompt"
+    completion: str = "completion"
+    instruction: str = "instruction"
+    input: str = "input"
+    """Column with the alpaca input, added to the instruction after a blank line; optional."""
+    output: str = "output"
+
+
+class Source(Section):
+    """Files of rows."""
+
+    path: str
+    """File or glob of .jsonl, .json, .csv or .parquet; relative to this YAML file, or a URI."""
+    format: Literal["auto", "messages", "prompt_completion", "alpaca"] = "auto"
+    """How a row becomes a conversation. `auto` looks at the column names."""
+    columns: Columns = Columns()
+    sample: Count | Fraction | None = None
+    """Rows to take, as a count or a fraction; chosen by hash, so the choice is stable."""
+    system: str | None = None
+    """System message for every row that brings none."""
+    attributes: list[str] = []
+    """Columns kept beside the conversation, for evaluation slices."""
+
+
+class Splits(Section):
+    """How rows are divided. Rows with the same normalised prompt always stay together."""
+
+    validation: Count | Fraction = 0.1
+    """Fraction or count of rows; a fraction never moves a row when others are added."""
+    test: Count | Fraction = 0.1
+    """Fraction or count of rows."""
+    column: str | None = None
+    """Column that pins rows to `train`, `validation` or `test`; empty cells are drawn by hash."""
+    seed: int = 0
+
+
+class Base(Section):
+    """The model to tune."""
+
+    model: str
+    """A local folder, `hub:ORG/NAME@REVISION`, or `package:PACKAGE/FILE.gguf`."""
+    chat_template: str | None = None
+    """Jinja file with a chat template, for a base that brings none; relative to this file."""
+
+
+class Lora(Section):
+    r: Count = 16
+    """Rank of the update; 16 learns a task of a few thousand rows."""
+    alpha: Count = 32
+    """Scale; twice the rank, as in the QLoRA paper's follow-ups."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | list[str] = "all-linear"
+    """Layers; all linear layers is what makes LoRA match full tuning (QLoRA, 2023)."""
+    rslora: bool = False
+
+
+class Training(Section):
+    """QLoRA training; names are those of TRL and transformers."""
+
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3
+    max_steps: Count | None = None
+    """Optimizer steps; overrides epochs."""
+    max_length: Annotated[int, Field(ge=16)] = 1024
+    """Tokens of one context; longer rows follow `long_rows`."""
+    long_rows: Literal["truncate", "drop", "error"] = "truncate"
+    """A truncated answer keeps no stop token, so it is never taught as complete."""
+    packing: bool = True
+    """Several rows in one context, isolated from each other."""
+    per_device_train_batch_size: Count | None = None
+    """Contexts of a forward pass; default: what the hardware holds."""
+    train_batch_size: Count = 16
+    """Contexts of an optimizer step; accumulation follows from the hardware's batch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
+    """Steps if >= 1, else a fraction of all steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    quantization: Literal["nf4", "none"] = "nf4"
+    lora: Lora = Lora()
+    evals_per_epoch: Annotated[float, Field(gt=0)] = 2
+    """Validation losses (and checkpoints) per epoch; the best checkpoint is kept."""
+    seed: int = 0
+
+
+class SqlExecution(Section):
+    """Compare the results of the generated and the reference query on SQLite."""
+
+    name: Literal["sql_execution"]
+    database: str
+    """SQL script that builds the database; relative to this YAML file, or a URI."""
+
+
+class Evaluation(Section):
+    metrics: list[MetricName | SqlExecution] = ["exact_match", "rouge_l"]
+    """Generation metrics. `sql_execution` needs the form with a database."""
+    max_new_tokens: Count = 256
+    """Tokens; a generation that reaches it without stopping is counted as runaway."""
+    max_rows: Count | None = 200
+    """Test rows generated for, the first by hash; loss is over all rows."""
+    slices: list[str] = []
+    """Attributes by whose values the metrics are also reported."""
+    samples: Annotated[int, Field(ge=0)] = 20
+    """Rows shown side by side in the report."""
+
+    @model_validator(mode="after")
+    def _sql_needs_a_database(self) -> "Evaluation":
+        if "sql_execution" in self.metrics:
+            raise ValueError(
+                "sql_execution needs a database: write `- {name: sql_execution, database: FILE.sql}`"
+            )
+        return self
+
+    def metric_names(self) -> list[str]:
+        return [m if isinstance(m, str) else m.name for m in self.metrics]
+
+
+class Promotion(Section):
+    metric: str = "loss"
+    """Metric that decides between challenger and champion: `loss` or a generation metric."""
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    """The challenger must be better by more than this, in the metric's own unit."""
+
+
+class Dataset(Section):
+    """One dataset, one partition, one model."""
+
+    description: str = ""
+    sources: Annotated[list[Source], Field(min_length=1)]
+    base: Base
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Fraction of rows that may be unusable before the corpus is an error."""
+    splits: Splits = Splits()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    promotion: Promotion = Promotion()
+    schedule: Literal["daily", "weekly", "monthly"] | None = None
+    """Run at 03:00 UTC every day, on Mondays, or on the first of the month."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthands(cls, data: object) -> object:
+        """`base: MODEL` for `base: {model: MODEL}`; a source may be its path alone."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(data.get("base"), str):
+            data["base"] = {"model": data["base"]}
+        if isinstance(data.get("sources"), str):
+            data["sources"] = [data["sources"]]
+        if isinstance(data.get("sources"), list):
+            data["sources"] = [{"path": s} if isinstance(s, str) else s for s in data["sources"]]
+        return data
+
+    @model_validator(mode="after")
+    def _promotion_metric_is_measured(self) -> "Dataset":
+        measured = ["loss", *self.evaluation.metric_names()]
+        if self.promotion.metric not in measured:
+            raise ValueError(
+                f"promotion.metric is '{self.promotion.metric}', which is not measured; "
+                f"measured are {', '.join(measured)}"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""From files of rows to validated conversations in leak-free splits."""

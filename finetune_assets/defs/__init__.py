@@ -1,0 +1,1 @@
+"""The Dagster layer: thin shells over the rooms."""

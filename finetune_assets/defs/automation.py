@@ -1,0 +1,135 @@
+"""Sensors, schedule and job: partitions follow the catalog, runs follow the data."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import dagster as dg
+
+from finetune_assets.catalog.load import Entry, load, names
+from finetune_assets.defs.partitions import datasets
+from finetune_assets.errors import UserError
+
+finetune_job = dg.define_asset_job(
+    "finetune",
+    selection=dg.AssetSelection.all(),
+    partitions_def=datasets,
+    description="Everything of one dataset, from its files to the registry.",
+)
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Keeps the partitions equal to the catalog's files.",
+)
+def catalog_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    known, declared = set(context.instance.get_dynamic_partitions("datasets")), set(names())
+    if known == declared:
+        return dg.SkipReason(f"{len(known)} datasets, no change")
+    requests: list[Any] = []
+    if declared - known:
+        requests.append(datasets.build_add_request(sorted(declared - known)))
+    if known - declared:
+        requests.append(datasets.build_delete_request(sorted(known - declared)))
+    return dg.SensorResult(dynamic_partitions_requests=requests)
+
+
+@dg.sensor(
+    job=finetune_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Retrains a dataset when the content of its source files changes.",
+)
+def changed_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Runs for datasets whose sources differ from what was last materialized.
+
+    The cursor keeps size and time of change of every file, so that content is hashed only when
+    one of them moved. The run key holds the new content and the materialization that it follows,
+    so a change that is taken back and made again starts a run again.
+    """
+    seen: dict[str, Any] = json.loads(context.cursor or "{}")
+    requests, problems = [], []
+    for name in context.instance.get_dynamic_partitions("datasets"):
+        try:
+            entry = load(name)
+            stat = _stat(entry)
+            if seen.get(name, {}).get("stat") != stat:
+                seen[name] = {"stat": stat, "content": _content(entry)}
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        latest = _latest_raw(context.instance, name)
+        if latest is None:
+            continue
+        version, position = latest
+        content = seen[name]["content"]
+        if version != content:
+            key = f"{name}:{content}:after-{position}"
+            requests.append(dg.RunRequest(run_key=key, partition_key=name))
+    for problem in problems:
+        context.log.warning(problem)
+    cursor = json.dumps(seen)
+    if not requests:
+        context.update_cursor(cursor)
+        return dg.SkipReason("; ".join(problems) or "no source changed")
+    return dg.SensorResult(run_requests=requests, cursor=cursor)
+
+
+@dg.schedule(
+    job=finetune_job,
+    cron_schedule="0 3 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Runs the datasets whose file says `schedule: daily`, `weekly` or `monthly`.",
+)
+def declared_schedules(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+    tick = context.scheduled_execution_time
+    return [
+        dg.RunRequest(run_key=f"{name}:{tick:%Y-%m-%d}", partition_key=name)
+        for name in context.instance.get_dynamic_partitions("datasets")
+        if is_due(load(name).config.schedule, tick)
+    ]
+
+
+def is_due(schedule: str | None, tick: datetime) -> bool:
+    """Whether a schedule's word means this day."""
+    return (
+        schedule == "daily"
+        or (schedule == "weekly" and tick.weekday() == 0)
+        or (schedule == "monthly" and tick.day == 1)
+    )
+
+
+def _stat(entry: Entry) -> list[list[Any]]:
+    """Size, time of change or ETag of every source file, and what else decides on the content."""
+    import fsspec
+
+    from finetune_assets.corpora.sources import resolve
+
+    stat = []
+    for uri, index in resolve([entry.locate(s.path) for s in entry.config.sources]):
+        fs, path = fsspec.core.url_to_fs(uri)
+        info = fs.info(path)
+        changed = info.get("ETag") or info.get("mtime") or info.get("LastModified")
+        stat.append([uri, info["size"], str(changed), entry.config.sources[index].sample])
+    return stat
+
+
+def _content(entry: Entry) -> str:
+    from finetune_assets.corpora.sources import content_version, pin
+
+    return content_version(
+        pin([entry.locate(s.path) for s in entry.config.sources]), entry.config.sources
+    )
+
+
+def _latest_raw(instance: dg.DagsterInstance, name: str) -> tuple[str, int] | None:
+    """Data version and position in the event log of the dataset's newest raw rows."""
+    found = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey("raw_datasets"), asset_partitions=[name]),
+        limit=1,
+    ).records
+    if not found or found[0].asset_materialization is None:
+        return None
+    tags = found[0].asset_materialization.tags or {}
+    return tags.get("dagster/data_version", ""), found[0].storage_id

@@ -1,0 +1,209 @@
+"""What the Dagster UI shows of each artefact."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from finetune_assets.defs import charts
+from finetune_assets.storage.artefacts import MANIFEST, Manifest
+
+Metadata = dict[str, Any]
+
+
+def result(
+    manifest: Manifest,
+    reused: bool,
+    shown: Metadata,
+    checks: Sequence[dg.AssetCheckResult] = (),
+) -> dg.MaterializeResult:
+    """The materialization of an artefact: the same, whether it was made or found."""
+    common: Metadata = {
+        "reused": reused,
+        "manifest": dg.MetadataValue.path(f"{manifest.uri}/{MANIFEST}"),
+        "fingerprint": manifest.fingerprint,
+        "seconds": manifest.seconds,
+        "size_mb": round(sum(f.size for f in manifest.files) / 1e6, 2),
+    }
+    if manifest.mlflow_run_id:
+        from finetune_assets.registry import tracking
+
+        url = tracking.run_url(manifest.dataset, manifest.mlflow_run_id)
+        common["mlflow_run"] = dg.MetadataValue.url(url)
+    if "peak_rss_gb" in manifest.statistics:
+        common["peak_rss_gb"] = manifest.statistics["peak_rss_gb"]
+    return dg.MaterializeResult(
+        metadata={**shown, **common},
+        data_version=dg.DataVersion(manifest.data_version),
+        check_results=list(checks),
+    )
+
+
+def raw(manifest: Manifest) -> Metadata:
+    s = manifest.statistics
+    return {
+        "dagster/row_count": s["rows"],
+        "files": table(s["files"]),
+        "preview": table(s["preview"]),
+    }
+
+
+def corpus(manifest: Manifest) -> Metadata:
+    s = manifest.statistics
+    shown: Metadata = {
+        "dagster/row_count": s["rows"],
+        "rejected_rows": s["rejected"],
+        "formats": dg.MetadataValue.json(s["formats"]),
+        "preview": dg.MetadataValue.md(conversations_markdown(s["preview"])),
+    }
+    if s["rejected"]:
+        shown["rejected_reasons"] = table(s["reasons"])
+        shown["rejected_preview"] = table(s["rejected_preview"])
+    return shown
+
+
+def split(manifest: Manifest) -> Metadata:
+    s = manifest.statistics
+    return {
+        "dagster/row_count": s["rows"],
+        "different_prompts": s["prompts"],
+        "all_splits": dg.MetadataValue.json(s["sizes"]),
+        "leaked_prompts": s["leaked_prompts"],
+        "preview": table(s["preview"]),
+    }
+
+
+def base(manifest: Manifest) -> Metadata:
+    s = manifest.statistics
+    return {
+        "model": manifest.config["model"],
+        "architecture": s["architecture"],
+        "parameters": s["parameters"],
+        "context_length": s["context_length"],
+        "stop_tokens": dg.MetadataValue.json(s["stop_tokens"]),
+        "template_fingerprint": s["template_fingerprint"],
+    }
+
+
+def training_set(manifest: Manifest) -> Metadata:
+    s = manifest.statistics
+    keys = (
+        "rows",
+        "contexts",
+        "tokens",
+        "tokens_with_loss",
+        "tokens_without_loss",
+        "truncated_rows",
+        "dropped_rows",
+        "longest",
+        "fill",
+    )
+    counts = [{"split": n, **{k: s[n][k] for k in keys}} for n in ("train", "validation")]
+    return {
+        "dagster/row_count": s["train"]["rows"],
+        "counts": table(counts),
+        "tokens_with_loss": s["train"]["tokens_with_loss"],
+        "lengths": charts.histogram(s["train"]["lengths"], "tokens of a row (training split)"),
+    }
+
+
+def adapter(manifest: Manifest) -> Metadata:
+    s = manifest.statistics
+    seconds = max(s["seconds_training"], 1e-9)
+    return {
+        "validation_loss": s["best_validation_loss"],
+        "best_step": s["best_step"],
+        "steps": s["steps"],
+        "epochs": s["epochs"],
+        "resumed_from_step": s["resumed_from_step"] or 0,
+        "trainable_parameters": s["trainable_parameters"],
+        "tokens_per_second": round(s["tokens_per_epoch"] * s["epochs"] / seconds, 1),
+        "curves": charts.curves(
+            {"training": s["train_loss"], "validation": s["validation_loss"]}, "step", "loss"
+        ),
+        "hardware": dg.MetadataValue.json(s["hardware"]),
+        "recipe": dg.MetadataValue.json(manifest.config),
+    }
+
+
+def merged(manifest: Manifest) -> Metadata:
+    s = manifest.statistics
+    return {
+        "merged_layers": s["merged_layers"],
+        "stored_dtype": s["stored_dtype"],
+        "max_logit_difference": s["max_logit_difference"],
+        "top_token_disagreements": s["top_token_disagreements"],
+        "positions_compared": s["positions"],
+    }
+
+
+def parity(manifest: Manifest) -> dg.AssetCheckResult:
+    """Whether the merged model is the adapter's equal, within rounding of its stored dtype."""
+    from finetune_assets.merging.merge import TOLERANCE
+
+    s = manifest.statistics
+    limit = TOLERANCE[s["stored_dtype"]]
+    return dg.AssetCheckResult(
+        check_name="logits_match_adapter",
+        passed=s["relative_difference"] <= limit,
+        description=f"largest logit difference {s['max_logit_difference']:.2e}, "
+        f"{s['relative_difference']:.2e} of the logits' range (limit {limit:.0e})",
+        metadata={"relative_difference": s["relative_difference"], "limit": limit},
+    )
+
+
+def evaluation(manifest: Manifest) -> Metadata:
+    from finetune_assets.evaluation.results import Report, compare_table
+    from finetune_assets.storage import artefacts
+
+    folder = artefacts.local_copy(manifest)
+    report = Report.model_validate_json((folder / "report.json").read_text())
+    s = manifest.statistics
+    shown: Metadata = {
+        "dagster/row_count": s["rows"],
+        "scores": dg.MetadataValue.md(compare_table(report)),
+        "report": dg.MetadataValue.url((folder / "report.html").as_uri()),
+    }
+    for metric, value in s["scores"]["tuned"].items():
+        shown[f"tuned_{metric}"] = float(value)
+        shown[f"base_{metric}"] = float(s["scores"]["base"][metric])
+    return shown
+
+
+def registered(manifest: Manifest) -> Metadata:
+    from finetune_assets.registry import tracking
+
+    s = manifest.statistics
+    return {
+        "version": int(s["version"]),
+        "decision": s["decision"],
+        "reason": s["reason"],
+        "model_version": dg.MetadataValue.url(tracking.version_url(manifest.dataset, s["version"])),
+        "load_with": dg.MetadataValue.md(
+            f'`mlflow.transformers.load_model("models:/{manifest.dataset}@champion")`'
+        ),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
+    """A table of the UI; values that are no scalars are shown as text."""
+    records = [
+        dg.TableRecord(
+            {k: v if isinstance(v, str | int | float | bool) else str(v) for k, v in row.items()}
+        )
+        for row in rows
+    ]
+    columns = [dg.TableColumn(name) for name in rows[0]] if rows else []
+    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def conversations_markdown(rows: list[dict[str, Any]], limit: int = 600) -> str:
+    """Conversations, readable: a heading per turn, long content cut."""
+    parts = []
+    for row in rows:
+        parts.append(f"#### `{row['id']}`")
+        for message in row["messages"]:
+            content = message["content"]
+            cut = content if len(content) <= limit else content[:limit] + " …"
+            parts.append(f"**{message['role']}**\n\n```\n{cut}\n```")
+    return "\n\n".join(parts)

@@ -1,0 +1,257 @@
+"""From base and splits to a registered model; every one of these runs in a worker process."""
+
+from typing import Any
+
+import dagster as dg
+
+from finetune_assets.catalog.load import Entry, load
+from finetune_assets.defs import metadata
+from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS, OWNER, Force, datasets
+from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
+from finetune_assets.storage.fingerprint import digest
+
+TOKEN_KEYS = ("max_length", "long_rows", "packing")
+"""Keys of `training:` that `training_sets` reads; `adapters` reads the others."""
+
+PARITY_PROMPTS = 4
+"""Contexts of the validation split that adapter and merged model are compared on."""
+
+
+@dg.asset(
+    partitions_def=datasets,
+    group_name="models",
+    owners=[OWNER],
+    kinds={"huggingface", "safetensors"},
+    code_version=CODE_VERSIONS["base_models"],
+)
+def base_models(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+    """The base model, pinned, as safetensors with its tokenizer and chat template."""
+    with failing_readably():
+        entry = load(context.partition_key)
+        settings, paths = _base_config(entry)
+        manifest, reused = make(
+            context,
+            entry,
+            "base_models",
+            config=settings,
+            extra_config=paths,
+            upstream={},
+            force=config.force,
+        )
+    return metadata.result(manifest, reused, metadata.base(manifest))
+
+
+@dg.asset(
+    deps=["train_splits", "validation_splits", base_models],
+    partitions_def=datasets,
+    group_name="models",
+    owners=[OWNER],
+    kinds={"huggingface", "parquet"},
+    code_version=CODE_VERSIONS["training_sets"],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "answers_whole",
+            asset="training_sets",
+            description="No row was cut or dropped to fit the context.",
+        )
+    ],
+)
+def training_sets(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+    """Tokens and labels in the base's chat template, packed, with loss on assistant turns only."""
+    with failing_readably():
+        entry = load(context.partition_key)
+        training = entry.config.training.model_dump()
+        manifest, reused = make(
+            context,
+            entry,
+            "training_sets",
+            config={key: training[key] for key in TOKEN_KEYS},
+            upstream=upstream(context, "train_splits", "validation_splits", "base_models"),
+            force=config.force,
+        )
+    cut = sum(
+        manifest.statistics[s]["truncated_rows"] + manifest.statistics[s]["dropped_rows"]
+        for s in ("train", "validation")
+    )
+    check = dg.AssetCheckResult(
+        check_name="answers_whole",
+        passed=cut == 0,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{cut} rows are longer than max_length {training['max_length']}",
+        metadata={"rows": cut},
+    )
+    return metadata.result(manifest, reused, metadata.training_set(manifest), [check])
+
+
+@dg.asset(
+    deps=[training_sets, base_models],
+    partitions_def=datasets,
+    group_name="models",
+    owners=[OWNER],
+    kinds={"pytorch", "huggingface"},
+    pool=GPU_POOL,
+    op_tags=GPU_TAGS,
+    code_version=CODE_VERSIONS["adapters"],
+)
+def adapters(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+    """The QLoRA adapter with the lowest validation loss, and its training curves."""
+    with failing_readably():
+        entry = load(context.partition_key)
+        training = entry.config.training.model_dump()
+        manifest, reused = make(
+            context,
+            entry,
+            "adapters",
+            config={key: value for key, value in training.items() if key not in TOKEN_KEYS},
+            extra_config={key: training[key] for key in TOKEN_KEYS},
+            upstream=upstream(context, "training_sets", "base_models"),
+            force=config.force,
+        )
+    return metadata.result(manifest, reused, metadata.adapter(manifest))
+
+
+@dg.asset(
+    deps=[adapters, base_models, training_sets],
+    partitions_def=datasets,
+    group_name="models",
+    owners=[OWNER],
+    kinds={"pytorch", "safetensors"},
+    pool=GPU_POOL,
+    code_version=CODE_VERSIONS["merged_models"],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "logits_match_adapter",
+            asset="merged_models",
+            blocking=True,
+            description="On real prompts the merged model's logits are those of base + adapter.",
+        )
+    ],
+)
+def merged_models(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+    """Base and adapter as one model in the base's own precision."""
+    with failing_readably():
+        entry = load(context.partition_key)
+        manifest, reused = make(
+            context,
+            entry,
+            "merged_models",
+            config={"parity_prompts": PARITY_PROMPTS},
+            upstream=upstream(context, "base_models", "adapters", "training_sets"),
+            force=config.force,
+        )
+    return metadata.result(manifest, reused, metadata.merged(manifest), [metadata.parity(manifest)])
+
+
+@dg.asset(
+    deps=[merged_models, adapters, base_models, "test_splits"],
+    partitions_def=datasets,
+    group_name="models",
+    owners=[OWNER],
+    kinds={"pytorch", "html"},
+    pool=GPU_POOL,
+    op_tags=GPU_TAGS,
+    code_version=CODE_VERSIONS["evaluation_reports"],
+)
+def evaluation_reports(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+    """Base, tuned and champion side by side on the same test rows."""
+    with failing_readably():
+        entry = load(context.partition_key)
+        inputs = upstream(context, "base_models", "merged_models", "test_splits", "adapters")
+        manifest, reused = make(
+            context,
+            entry,
+            "evaluation_reports",
+            config=_evaluation_config(entry),
+            extra_config={"base_name": entry.config.base.model},
+            upstream=inputs | _opponent(entry.name, inputs["merged_models"].data_version),
+            force=config.force,
+        )
+    return metadata.result(manifest, reused, metadata.evaluation(manifest))
+
+
+@dg.asset(
+    deps=[merged_models, evaluation_reports],
+    partitions_def=datasets,
+    group_name="models",
+    owners=[OWNER],
+    kinds={"mlflow"},
+    code_version=CODE_VERSIONS["registered_models"],
+)
+def registered_models(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+    """The model's version in MLflow: `challenger`, and `champion` if it is the better one."""
+    with failing_readably():
+        entry = load(context.partition_key)
+        manifest, reused = make(
+            context,
+            entry,
+            "registered_models",
+            config=entry.config.promotion.model_dump(),
+            upstream=upstream(context, "merged_models", "evaluation_reports"),
+            force=config.force,
+        )
+    return metadata.result(manifest, reused, metadata.registered(manifest))
+
+
+def _base_config(entry: Entry) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What identifies the base, and where it is.
+
+    Files are told apart by size and time of change; a false alarm costs a copy, after which the
+    data version, a hash of the weights, is what it was.
+    """
+    from pathlib import Path
+
+    from finetune_assets.training.base_model import gguf_file, local_folder
+
+    model, template = entry.config.base.model, entry.config.base.chat_template
+    files: list[Path] = []
+    if model.startswith("package:"):
+        files = [gguf_file(model, entry.uri)]
+    elif not model.startswith("hub:"):
+        model = entry.locate(model)
+        files = sorted(p for p in local_folder(model, entry.uri).iterdir() if p.is_file())
+    template = entry.locate(template) if template else None
+    text = _text(template, entry.uri, "base.chat_template") if template else None
+    identity = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return (
+        {"model": model, "files": identity, "template": digest(text) if text else None},
+        {"chat_template": template},
+    )
+
+
+def _evaluation_config(entry: Entry) -> dict[str, Any]:
+    from finetune_assets.catalog.config import SqlExecution
+
+    evaluation = entry.config.evaluation
+    scripts = [
+        _text(entry.locate(m.database), entry.uri, "evaluation.metrics.database")
+        for m in evaluation.metrics
+        if isinstance(m, SqlExecution)
+    ]
+    return {
+        "evaluation": {
+            **evaluation.model_dump(exclude={"metrics"}),
+            "metrics": evaluation.metric_names(),
+            "sql_script": scripts[0] if scripts else None,
+        },
+        "primary_metric": entry.config.promotion.metric,
+    }
+
+
+def _opponent(dataset: str, merged_data_version: str) -> dict[str, Any]:
+    from finetune_assets.registry.register import opponent
+    from finetune_assets.storage import artefacts
+
+    champion = opponent(dataset, merged_data_version)
+    return {"champion": artefacts.read(champion.manifest_uri)} if champion else {}
+
+
+def _text(uri: str, where: str, key: str) -> str:
+    import fsspec
+
+    from finetune_assets.errors import UserError
+
+    try:
+        with fsspec.open(uri, "r") as file:
+            return file.read()  # pyright: ignore
+    except FileNotFoundError as error:
+        raise UserError(where, f"`{key}`: no such file {uri}", "mend the path") from error

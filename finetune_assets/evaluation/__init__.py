@@ -1,0 +1,1 @@
+"""Judging models: metrics, generation, reports."""

@@ -1,0 +1,149 @@
+"""Scores of generated text against references: one row score in [0, 1] per output.
+
+Metrics are chosen by name. A dataset's value is the mean of its row scores, for every metric, so
+that the table of a report and its samples agree.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn, get_args
+
+from finetune_assets.errors import UserError
+
+MetricName = Literal["exact_match", "rouge_l", "chrf", "json_valid", "sql_execution"]
+"""Names of the metrics that compare an output with its reference; higher is better in all."""
+
+METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
+
+BINARY_METRICS: frozenset[str] = frozenset({"exact_match", "json_valid", "sql_execution"})
+"""Metrics whose row scores are 0 or 1: the row is wrong or right."""
+
+WORD = re.compile(r"[^\W_]+")
+"""A word of ROUGE-L, in any script; on ASCII text the words of rouge-score's own tokenizer, which
+drops every other letter and so scores other scripts 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """The score of one row in [0, 1], and why it is low where that can be said in a line."""
+
+    score: float
+    note: str | None = None
+
+
+def score(
+    name: str,
+    outputs: Sequence[str],
+    references: Sequence[str],
+    *,
+    sql_script: str | None = None,
+) -> list[RowScore]:
+    """Score each output against the reference of the same row.
+
+    `sql_script` is the text of the SQL script that builds the database of `sql_execution`; the
+    other metrics ignore it. Raises ValueError for an unknown metric and for unequal row counts;
+    UserError, in `sql_execution`, for a missing or broken script and a reference that does not run.
+    """
+    if len(outputs) != len(references):
+        raise ValueError(
+            f"metric {name}: {len(outputs)} outputs for {len(references)} references; "
+            "pass one output per reference, in the same order."
+        )
+    match name:
+        case "exact_match":
+            return [
+                RowScore(float(_normalised(output) == _normalised(reference)))
+                for output, reference in zip(outputs, references, strict=True)
+            ]
+        case "rouge_l":
+            return _rouge_l(outputs, references)
+        case "chrf":
+            return _chrf(outputs, references)
+        case "json_valid":
+            return [_json_valid(output) for output in outputs]
+        case "sql_execution":
+            from finetune_assets.evaluation.sql import score_queries
+
+            if sql_script is None:
+                raise UserError(
+                    "metric sql_execution",
+                    "it has no database to run queries on",
+                    "set `database` of the metric to the URI of an SQL script that builds one",
+                )
+            return [
+                RowScore(float(note is None), note)
+                for note in score_queries(outputs, references, sql_script)
+            ]
+    raise ValueError(f"unknown metric {name!r}; the metrics are {', '.join(METRIC_NAMES)}.")
+
+
+def mean(rows: Sequence[RowScore]) -> float:
+    """The dataset's value of a metric. Raises ValueError if there is no row."""
+    if not rows:
+        raise ValueError("no rows to average; a metric needs at least one row.")
+    return sum(row.score for row in rows) / len(rows)
+
+
+def _normalised(text: str) -> str:
+    """Unicode NFC without whitespace at both ends: all that exact match forgives."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+class _Words:
+    """Tokenizer that rouge-score accepts: lower-case words of any script."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return WORD.findall(unicodedata.normalize("NFC", text).lower())
+
+
+def _rouge_l(outputs: Sequence[str], references: Sequence[str]) -> list[RowScore]:
+    """F-measure of the longest common subsequence of words (Lin, 2004).
+
+    Words are what stands between spaces and punctuation: for languages that write no spaces,
+    chrF tells more. Equal texts without a word score 1.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    return [
+        RowScore(
+            1.0
+            if _normalised(output) == _normalised(reference)
+            else scorer.score(reference, output)["rougeL"].fmeasure
+        )
+        for output, reference in zip(outputs, references, strict=True)
+    ]
+
+
+def _chrf(outputs: Sequence[str], references: Sequence[str]) -> list[RowScore]:
+    """Sentence chrF2 of sacrebleu (Popović, 2015) over 100; two empty texts score 1."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    return [
+        RowScore(
+            1.0
+            if _normalised(output) == _normalised(reference)
+            else min(metric.sentence_score(output, [reference]).score / 100, 1.0)
+        )
+        for output, reference in zip(outputs, references, strict=True)
+    ]
+
+
+def _json_valid(output: str) -> RowScore:
+    """1 if the whole output is one JSON value (RFC 8259): no code fence, no NaN, no Infinity."""
+    try:
+        # Numbers stay text: their size does not matter, and Python limits long integers.
+        json.loads(output, parse_int=str, parse_float=str, parse_constant=_not_json)
+    except RecursionError:
+        return RowScore(0.0, "nested too deeply to be read")
+    except ValueError as error:
+        return RowScore(0.0, str(error))
+    return RowScore(1.0)
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

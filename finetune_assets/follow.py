@@ -1,0 +1,87 @@
+"""Following a run on the terminal through Dagster's event log."""
+
+import subprocess
+import time
+from typing import Any
+
+import dagster as dg
+from rich.console import Console
+
+POLL_SECONDS = 0.3
+
+
+def follow(
+    instance: dg.DagsterInstance, run_id: str, process: subprocess.Popen, console: Console
+) -> None:
+    """Print what happens until the run's process has ended and all its events are shown."""
+    cursor: str | None = None
+    started = time.monotonic()
+    while True:
+        ended = process.poll() is not None
+        cursor = _drain(instance, run_id, cursor, console, started)
+        if ended:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _drain(
+    instance: dg.DagsterInstance,
+    run_id: str,
+    cursor: str | None,
+    console: Console,
+    started: float,
+) -> str | None:
+    while True:
+        connection = instance.get_records_for_run(run_id, cursor=cursor, limit=200)
+        for record in connection.records:
+            _show(record.event_log_entry, console, time.monotonic() - started)
+        cursor = connection.cursor
+        if not connection.has_more:
+            return cursor
+
+
+def _show(entry: dg.EventLogEntry, console: Console, elapsed: float) -> None:
+    clock = f"[dim]{elapsed:6.0f} s[/dim]"
+    event = entry.dagster_event
+    if event is None:
+        if entry.level >= 20 and entry.step_key and "[pipes]" not in entry.user_message:
+            console.print(
+                f"{clock}     {_escape(entry.user_message)}", style="dim", highlight=False
+            )
+        return
+    if event.is_step_materialization:
+        materialization = event.step_materialization_data.materialization
+        metadata = {k: v.value for k, v in materialization.metadata.items()}
+        how = "reused" if metadata["reused"] else f"made in {metadata['seconds']:.1f} s"
+        name = materialization.asset_key.to_user_string()
+        console.print(f"{clock} [green]✓[/green] {name:20} {how}{_detail(metadata)}")
+    elif event.is_step_start:
+        console.print(f"{clock} [cyan]→[/cyan] {event.step_key}", highlight=False)
+    elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+        check = event.asset_check_evaluation_data
+        if not check.passed:
+            text = _escape(check.description or "")
+            console.print(f"{clock} [yellow]![/yellow] {check.check_name}: {text}")
+    elif event.is_step_failure:
+        failure = event.step_failure_data
+        data = failure.user_failure_data
+        message = data.description if data else (failure.error.message if failure.error else "")
+        cause = failure.error.cause if failure.error else None
+        text = cause.message if cause and not data else message
+        console.print(f"{clock} [red]✗[/red] {event.step_key}\n{_escape(text or '')}")
+
+
+def _detail(metadata: dict[str, Any]) -> str:
+    if "dagster/row_count" in metadata:
+        return f", {metadata['dagster/row_count']} rows"
+    if "validation_loss" in metadata:
+        return f", validation loss {metadata['validation_loss']:.4f}"
+    if "decision" in metadata:
+        return f", version {metadata['version']} {metadata['decision']}"
+    return ""
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text.rstrip())

@@ -1,0 +1,115 @@
+"""A Dagster Pipes client whose worker is a process group: what it starts ends with it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from finetune_assets.errors import UserError
+
+GRACE_SECONDS = 60.0
+"""From TERM to KILL: room to finish an optimizer step and write a checkpoint."""
+TAIL_LINES = 25
+"""Lines of stderr shown when a worker fails."""
+
+
+class WorkerFailed(Exception):
+    """A worker ended with a non-zero code; the message says what to do about it."""
+
+
+class ProcessGroupClient:
+    """Runs a command in a session of its own, with Pipes messages streaming back live."""
+
+    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        self.grace_seconds = grace_seconds
+
+    def run(
+        self,
+        context: dg.AssetExecutionContext,
+        command: Sequence[str],
+        extras: Mapping[str, Any],
+        environment: Mapping[str, str] | None = None,
+    ) -> Sequence[Mapping[str, Any]]:
+        """Run to the end and return the custom messages that the worker reported.
+
+        Raises:
+            UserError: the worker reported one.
+            WorkerFailed: it ended with another error, or was killed.
+        """
+        with dg.open_pipes_session(
+            context=context,
+            context_injector=dg.PipesTempFileContextInjector(),
+            message_reader=dg.PipesTempFileMessageReader(),
+            extras=dict(extras),
+        ) as session:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **(environment or {}), **session.get_bootstrap_env_vars()},
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            tail: deque[str] = deque(maxlen=TAIL_LINES)
+            reader = threading.Thread(target=_forward, args=(process, tail), daemon=True)
+            reader.start()
+            try:
+                code = process.wait()
+            except (DagsterExecutionInterruptedError, KeyboardInterrupt):
+                context.log.info(
+                    f"stopping the worker: TERM, and KILL after {self.grace_seconds:.0f} s"
+                )
+                raise
+            finally:
+                self._end(process)
+            reader.join(timeout=5)
+        messages = session.get_custom_messages()
+        _raise_for(code, messages, tail)
+        return messages
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        """Leave nothing of the group running."""
+        _signal_group(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=self.grace_seconds)
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _forward(process: subprocess.Popen[str], tail: deque[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        sys.stderr.write(line)
+        tail.append(line)
+
+
+def _raise_for(code: int, messages: Sequence[Mapping[str, Any]], tail: deque[str]) -> None:
+    for message in messages:
+        if "error" in message:
+            raise UserError(**message["error"])
+    if code == 0:
+        return
+    last = "".join(tail).strip() or "(nothing on stderr)"
+    if code == -signal.SIGKILL:
+        cause = "the worker was killed (kill -9, or the system ran out of memory)"
+        remedy = (
+            "run again: it goes on from the last checkpoint. If memory was the cause, lower "
+            "`training.per_device_train_batch_size` or `training.max_length`"
+        )
+    else:
+        cause = f"the worker ended with code {code}"
+        remedy = "mend the cause shown above and run again: it goes on from the last checkpoint"
+    raise WorkerFailed(f"{cause}. Its last lines:\n{last}\n  remedy: {remedy}")

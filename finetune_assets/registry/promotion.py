@@ -1,0 +1,29 @@
+"""Whether a challenger becomes the champion."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LOWER_IS_BETTER = ("loss", "perplexity", "runaway")
+
+
+@dataclass(frozen=True)
+class Decision:
+    outcome: Literal["promoted", "retained"]
+    reason: str
+
+
+def decide(
+    metric: str, challenger: float, champion: float | None, min_improvement: float
+) -> Decision:
+    """Compare two scores over the same rows; the first model of a dataset becomes champion.
+
+    `retained` keeps the champion, and is as normal an outcome as `promoted`.
+    """
+    if champion is None:
+        return Decision("promoted", f"first champion, {metric} {challenger:.4f}")
+    gain = champion - challenger if metric in LOWER_IS_BETTER else challenger - champion
+    shown = f"{metric} {challenger:.4f} against the champion's {champion:.4f}"
+    if gain > min_improvement:
+        return Decision("promoted", f"better: {shown}")
+    needed = f" (needed: better by more than {min_improvement})" if min_improvement else ""
+    return Decision("retained", f"not better: {shown}{needed}")

@@ -1,0 +1,110 @@
+"""MLflow runs: one per (Dagster root run, asset, dataset), with the status it really had."""
+
+import os
+import socket
+import time
+from functools import cache
+from typing import Any, Literal
+
+from finetune_assets import settings
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+ROOT_RUN = "dagster.root_run_id"
+ASSET = "dagster.asset"
+PARTITION = "dagster.partition"
+PROCESS = "finetune.process"
+"""host:pid of the run worker, by which a run that a kill left open is recognised."""
+
+
+@cache
+def client() -> Any:
+    """The MLflow client of the configured store."""
+    import mlflow
+
+    uri = settings.mlflow_uri()
+    if uri.startswith("sqlite:///"):
+        os.makedirs(os.path.dirname(uri.removeprefix("sqlite:///")), exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient()
+
+
+def experiment_id(dataset: str) -> str:
+    """The dataset's experiment; created, with artefacts beside ours, if it is not there."""
+    found = client().get_experiment_by_name(dataset)
+    if found:
+        return found.experiment_id
+    root = settings.mlflow_artifact_root()
+    return client().create_experiment(dataset, f"{root}/{dataset}" if root else None)
+
+
+def start_run(dataset: str, asset: str, root_run_id: str, tags: dict[str, str]) -> str:
+    """Open the run of this (root run, asset, dataset), or open it again on a retry."""
+    from mlflow.entities import RunStatus
+
+    experiment = experiment_id(dataset)
+    close_abandoned(experiment)
+    tags = {
+        ROOT_RUN: root_run_id,
+        ASSET: asset,
+        PARTITION: dataset,
+        PROCESS: f"{socket.gethostname()}:{os.getpid()}",
+        **tags,
+    }
+    query = f"tags.`{ROOT_RUN}` = '{root_run_id}' and tags.`{ASSET}` = '{asset}'"
+    found = client().search_runs([experiment], query, max_results=1)
+    if not found:
+        return client().create_run(experiment, run_name=asset, tags=tags).info.run_id
+    run_id = found[0].info.run_id
+    client().update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    for key, value in tags.items():
+        client().set_tag(run_id, key, value)
+    return run_id
+
+
+def close_abandoned(experiment: str) -> None:
+    """End as FAILED the runs that a killed process of this host left RUNNING."""
+    for run in client().search_runs([experiment], "attributes.status = 'RUNNING'"):
+        host, _, pid = run.data.tags.get(PROCESS, "").partition(":")
+        if host == socket.gethostname() and not os.path.exists(f"/proc/{pid}"):
+            client().set_terminated(run.info.run_id, "FAILED")
+
+
+def finish_run(run_id: str, status: Status) -> None:
+    client().set_terminated(run_id, status)
+
+
+def log_parameters(run_id: str, values: dict[str, Any]) -> None:
+    """Log settings, flattened to `section.key`; MLflow keeps 500 characters of a value."""
+    for key, value in _flatten(values):
+        client().log_param(run_id, key, str(value)[:500])
+
+
+def log_metrics(run_id: str, values: dict[str, float], step: int = 0) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    client().log_batch(run_id, [Metric(k, v, now, step) for k, v in values.items()])
+
+
+def set_tags(run_id: str, tags: dict[str, str]) -> None:
+    for key, value in tags.items():
+        client().set_tag(run_id, key, value)
+
+
+def run_url(dataset: str, run_id: str) -> str:
+    return f"{settings.mlflow_ui()}/#/experiments/{experiment_id(dataset)}/runs/{run_id}"
+
+
+def version_url(dataset: str, version: str | int) -> str:
+    return f"{settings.mlflow_ui()}/#/models/{dataset}/versions/{version}"
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat

@@ -1,0 +1,79 @@
+"""Where things are: the environment variables of the platform, each with its default.
+
+Every other module asks here, so that the webserver, the daemon, a run worker, a worker process
+and the command line agree on the stores they read and write.
+"""
+
+import os
+from pathlib import Path
+
+CATALOG_VARIABLE = "FINETUNE_CATALOG"
+"""Folder of dataset YAML files, a path or any fsspec URI. Default: `catalog`."""
+
+STORAGE_VARIABLE = "FINETUNE_STORAGE"
+"""Root of the artefact store, a path or any fsspec URI. Default: `storage`."""
+
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+"""MLflow tracking and registry store. Default: SQLite beside the artefacts."""
+
+DAGSTER_VARIABLE = "DAGSTER_HOME"
+"""Dagster's instance folder. Default: `.dagster_home`."""
+
+
+def catalog_uri() -> str:
+    """The catalog folder: a path (made absolute) or a URI."""
+    return _absolute(os.environ.get(CATALOG_VARIABLE) or "catalog")
+
+
+def storage_uri() -> str:
+    """The artefact root: a path (made absolute) or a URI."""
+    return _absolute(os.environ.get(STORAGE_VARIABLE) or "storage")
+
+
+def local_state_folder() -> Path:
+    """A folder on this machine's disk for what must be local (SQLite, checkpoints, scratch)."""
+    root = storage_uri()
+    return Path("storage").absolute() if "://" in root else Path(root)
+
+
+def mlflow_uri() -> str:
+    """The MLflow tracking URI; SQLite, because the file store is closed to registries."""
+    configured = os.environ.get(MLFLOW_VARIABLE)
+    return configured or f"sqlite:///{local_state_folder() / 'mlflow.db'}"
+
+
+def mlflow_artifact_root() -> str | None:
+    """Where MLflow puts artefacts of a local SQLite store; None leaves it to a tracking server."""
+    if not mlflow_uri().startswith("sqlite:"):
+        return None
+    root = storage_uri()
+    return f"{root}/mlflow" if "://" in root else (Path(root) / "mlflow").as_uri()
+
+
+def dagster_home() -> Path:
+    """Dagster's instance folder."""
+    return Path(os.environ.get(DAGSTER_VARIABLE) or ".dagster_home").absolute()
+
+
+def ensure_dagster_home() -> Path:
+    """Create the instance folder with the platform's own `dagster.yaml`; keep one that is there."""
+    home = dagster_home()
+    home.mkdir(parents=True, exist_ok=True)
+    target = home / "dagster.yaml"
+    if not target.exists():
+        template = Path(__file__).with_name("dagster.yaml").read_text()
+        scratch = target.with_suffix(f".{os.getpid()}")
+        scratch.write_text(template)
+        scratch.replace(target)
+    os.environ[DAGSTER_VARIABLE] = str(home)
+    return home
+
+
+def _absolute(location: str) -> str:
+    return location.rstrip("/") if "://" in location else str(Path(location).absolute())
+
+
+def mlflow_ui() -> str:
+    """Address that links to MLflow begin with: the tracking server, or the local UI."""
+    uri = mlflow_uri()
+    return uri.rstrip("/") if uri.startswith("http") else "http://localhost:5000"

@@ -1,0 +1,125 @@
+"""The one place that asks what the machine has, and decides what follows from it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was found; the only input of `resolve`."""
+
+    cuda: bool
+    name: str
+    memory_gb: float
+    """Of the device: GPU memory, or RAM for a CPU."""
+    cores: int
+    bf16: bool
+    """Native bf16 matrix products: CUDA compute capability >= 8, or AVX512-BF16 / AMX."""
+    flash_attention: bool = False
+    liger: bool = False
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the machine leads to; recorded in manifests."""
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    dtype: Literal["bfloat16", "float16", "float32"]
+    """Of computation. Adapter weights and optimizer state are float32."""
+    attention: Literal["sdpa", "flash_attention_2"]
+    optimizer: str
+    tokens_per_batch: int
+    """Tokens of one forward and backward pass."""
+    generation_batch: int
+    """Rows generated for together."""
+    use_liger_kernel: bool
+    gradient_checkpointing: bool
+    threads: int
+
+    def torch_dtype(self) -> Any:
+        import torch
+
+        return getattr(torch, self.dtype)
+
+    def micro_batch(self, max_length: int, limit: int) -> int:
+        """Contexts of one forward pass: the power of two that the token budget allows."""
+        wanted = max(1, min(limit, self.tokens_per_batch // max_length))
+        return 2 ** (wanted.bit_length() - 1)
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def probe() -> Machine:
+    """Ask this machine."""
+    import os
+    from importlib.util import find_spec
+
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return Machine(
+            cuda=True,
+            name=properties.name,
+            memory_gb=properties.total_memory / 2**30,
+            cores=os.cpu_count() or 1,
+            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+            flash_attention=find_spec("flash_attn") is not None,
+            liger=find_spec("liger_kernel") is not None,
+        )
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    flags = _cpu_flags()
+    return Machine(
+        cuda=False,
+        name=f"CPU {capabilities}",
+        memory_gb=psutil.virtual_memory().total / 2**30,
+        cores=len(os.sched_getaffinity(0)),
+        bf16=bool({"avx512_bf16", "amx_bf16"} & flags),
+    )
+
+
+def resolve(machine: Machine) -> Hardware:
+    """Decide; pure, so that every kind of machine can be tested on any."""
+    if machine.cuda:
+        return Hardware(
+            device="cuda",
+            name=machine.name,
+            dtype="bfloat16" if machine.bf16 else "float16",
+            attention="flash_attention_2" if machine.flash_attention else "sdpa",
+            optimizer="paged_adamw_8bit",
+            tokens_per_batch=16384 if machine.memory_gb >= 40 else 4096,
+            generation_batch=64,
+            use_liger_kernel=machine.liger,
+            gradient_checkpointing=machine.memory_gb < 40,
+            threads=machine.cores,
+        )
+    return Hardware(
+        device="cpu",
+        name=machine.name,
+        dtype="bfloat16" if machine.bf16 else "float32",
+        attention="sdpa",
+        optimizer="adamw_torch",
+        # More tokens gain no speed on a CPU, where the matrix products are bound already.
+        tokens_per_batch=1024,
+        generation_batch=32,
+        use_liger_kernel=False,
+        gradient_checkpointing=False,
+        threads=machine.cores,
+    )
+
+
+def this_machine() -> Hardware:
+    """What this machine leads to."""
+    return resolve(probe())
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo") as file:
+            line = next((text for text in file if text.startswith("flags")), "")
+    except FileNotFoundError:  # not Linux: no flags to read, float32 is always right
+        return set()
+    return set(line.split())

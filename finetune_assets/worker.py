@@ -1,0 +1,173 @@
+"""`python -m finetune_assets.worker TASK`: the one entry point of every worker process.
+
+Started through Dagster Pipes with a Job as extras; makes one artefact and publishes it.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dagster_pipes import PipesContext, open_dagster_pipes
+
+from finetune_assets.errors import UserError
+from finetune_assets.launch.job import Job
+from finetune_assets.storage import artefacts
+from finetune_assets.storage.fingerprint import digest
+
+
+class Reporter:
+    """Live reports to Dagster (log lines) and to MLflow (metrics)."""
+
+    def __init__(self, pipes: PipesContext, mlflow_run_id: str | None) -> None:
+        self._pipes, self._mlflow_run_id = pipes, mlflow_run_id
+
+    def log(self, message: str) -> None:
+        self._pipes.log.info(message)
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        if self._mlflow_run_id:
+            from finetune_assets.registry import tracking
+
+            tracking.log_metrics(self._mlflow_run_id, values, step)
+
+
+def base_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+    from finetune_assets.training.base_model import prepare
+
+    template = job.config.get("chat_template")
+    statistics = prepare(job.config["model"], Path(template) if template else None, out, job.where)
+    names = sorted(p for p in out.iterdir() if p.is_file())
+    from finetune_assets.storage.fingerprint import file_digest
+
+    job.manifest.data_version = digest({p.name: file_digest(p) for p in names})
+    return statistics
+
+
+def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+    from finetune_assets.tokenization.training_set import build
+
+    splits = {
+        name: job.folder(f"{name}_splits") / "rows.parquet" for name in ("train", "validation")
+    }
+    return build(
+        job.folder("base_models"),
+        splits,
+        out,
+        where=job.where,
+        progress=report.log,
+        **job.config,
+    )
+
+
+def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+    from finetune_assets.catalog.config import Training
+    from finetune_assets.training.hardware import this_machine
+    from finetune_assets.training.train import train
+
+    return train(
+        job.folder("base_models"),
+        job.folder("training_sets"),
+        out,
+        fingerprint=job.manifest.fingerprint,
+        training=Training.model_validate(job.config),
+        hardware=this_machine(),
+        progress=report.log,
+        metrics=report.metrics,
+    )
+
+
+def merged_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+    from finetune_assets.merging.merge import merge, parity, stored_dtype
+    from finetune_assets.tokenization.training_set import read_contexts
+
+    base, adapter = job.folder("base_models"), job.folder("adapters")
+    statistics = merge(base, adapter, out)
+    report.log(f"merged {statistics['merged_layers']} layers; comparing logits with the adapter")
+    contexts = read_contexts(job.folder("training_sets") / "validation.parquet")
+    prompts = [c.input_ids[:256] for c in contexts[: job.config["parity_prompts"]]]
+    statistics |= parity(base, adapter, out, prompts)
+    return statistics | {"stored_dtype": stored_dtype(out)}
+
+
+def evaluation_reports(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+    from finetune_assets.evaluation.evaluate import evaluate
+
+    models = {"base": job.folder("base_models"), "tuned": job.folder("merged_models")}
+    if "champion" in job.inputs:
+        models["champion"] = job.folder("champion")
+    return evaluate(
+        models,
+        job.folder("test_splits") / "rows.parquet",
+        out,
+        dataset=job.manifest.dataset,
+        base_name=job.config["base_name"],
+        adapter=job.input("adapters").fingerprint,
+        config=job.config["evaluation"],
+        primary_metric=job.config["primary_metric"],
+        progress=report.log,
+        metrics=report.metrics,
+    )
+
+
+def registered_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+    from finetune_assets.registry.register import register
+
+    return register(job, out, report.log)
+
+
+TASKS: dict[str, Callable[[Job, Path, Reporter], dict[str, Any]]] = {
+    "base_models": base_models,
+    "training_sets": training_sets,
+    "adapters": adapters,
+    "merged_models": merged_models,
+    "evaluation_reports": evaluation_reports,
+    "registered_models": registered_models,
+}
+
+
+def main() -> None:
+    """Make the artefact of the task named on the command line."""
+    _end_with_parent()
+    signal.signal(signal.SIGTERM, _leave)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    task, started = TASKS[sys.argv[1]], time.monotonic()
+    with open_dagster_pipes() as pipes:
+        job = Job.model_validate(pipes.extras)
+        report = Reporter(pipes, job.manifest.mlflow_run_id)
+        try:
+            with artefacts.writing(job.manifest) as out:
+                job.manifest.statistics = task(job, out, report)
+                job.manifest.statistics["peak_rss_gb"] = peak_rss_gb()
+        except UserError as error:
+            pipes.report_custom_message(
+                {"error": {"where": error.where, "cause": error.cause, "remedy": error.remedy}}
+            )
+            sys.exit(1)
+        report.log(f"{sys.argv[1]} published in {time.monotonic() - started:.1f} s")
+
+
+def peak_rss_gb() -> float:
+    """Largest resident memory of this process so far, in GB (ru_maxrss is in KiB on Linux)."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for a TERM when the run worker dies, so that a kill -9 of it orphans nothing."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The one hardware function, for machines that are not here too, and what it leads to."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune_assets.catalog.config import Training
+from finetune_assets.training.hardware import Machine, probe, resolve
+from finetune_assets.training.train import _arguments, plan
+
+H100 = Machine(
+    cuda=True, name="H100", memory_gb=80, cores=16, bf16=True, flash_attention=True, liger=True
+)
+T4 = Machine(cuda=True, name="T4", memory_gb=15, cores=4, bf16=False)
+LAPTOP = Machine(cuda=False, name="CPU", memory_gb=16, cores=8, bf16=False)
+SERVER = Machine(cuda=False, name="CPU", memory_gb=64, cores=32, bf16=True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "dtype", "attention", "optimizer"),
+    [
+        (H100, "cuda", "bfloat16", "flash_attention_2", "paged_adamw_8bit"),
+        (T4, "cuda", "float16", "sdpa", "paged_adamw_8bit"),
+        (LAPTOP, "cpu", "float32", "sdpa", "adamw_torch"),
+        (SERVER, "cpu", "bfloat16", "sdpa", "adamw_torch"),
+    ],
+)
+def test_each_machine_gets_what_suits_it(
+    machine: Machine, device: str, dtype: str, attention: str, optimizer: str
+) -> None:
+    found = resolve(machine)
+    assert (found.device, found.dtype, found.attention, found.optimizer) == (
+        device,
+        dtype,
+        attention,
+        optimizer,
+    )
+
+
+@pytest.mark.parametrize("machine", [H100, T4, LAPTOP, SERVER])
+def test_the_arguments_follow_the_hardware(machine: Machine) -> None:
+    training, hardware = Training(max_length=512, train_batch_size=16), resolve(machine)
+    schedule = plan(100, training, hardware)
+    arguments = _arguments(training, hardware, schedule, Path("out"))
+    assert schedule.micro_batch * schedule.accumulation == 16
+    assert arguments["use_cpu"] == (not machine.cuda)
+    assert arguments["bf16"] == (hardware.dtype == "bfloat16")
+    assert arguments["fp16"] == (hardware.dtype == "float16")
+    assert arguments["optim"] == hardware.optimizer
+    assert arguments["use_liger_kernel"] == machine.liger
+    assert arguments["gradient_checkpointing"] == (machine is T4)
+
+
+def test_a_long_context_still_gets_a_batch_of_one() -> None:
+    assert resolve(T4).micro_batch(max_length=32768, limit=16) == 1
+
+
+def test_this_machine_can_be_asked() -> None:
+    machine = probe()
+    assert machine.cores >= 1
+    assert machine.memory_gb > 0
