@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from finetune_assets.evaluation.metrics import BINARY_METRICS
@@ -24,7 +25,7 @@ Group = Literal["worse", "unchanged", "better", "right"]
 
 GROUPS: dict[Group, str] = {
     "worse": "Worse than the base",
-    "unchanged": "Not right, no change",
+    "unchanged": "Unchanged, not right",
     "better": "Better than the base",
     "right": "Right before and after",
 }
@@ -71,7 +72,7 @@ def render(report: Report) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.errors import UserError
+from finetune_assets.storage.artefacts import MANIFEST
 
 ADAPTER_PREFIX = "base_model.model."
 
@@ -56,7 +57,8 @@ def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
             "train the adapter on this base",
         )
     for path in base.iterdir():
-        if path.suffix != ".safetensors":
+        # The base's manifest is about the base; the merged model gets one of its own.
+        if path.suffix != ".safetensors" and path.name != MANIFEST:
             shutil.copy2(path, out / path.name)
     return {"merged_layers": len(deltas) // 2, "scale": scale, "dtype": str(torch.float32)}
 
