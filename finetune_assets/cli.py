@@ -119,12 +119,9 @@ def _run_one(name: str, force: bool, backfill: str | None) -> bool:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
-        try:
-            follow(instance, run_id, process, console)
-        except KeyboardInterrupt:
-            console.print("canceling: the worker writes a checkpoint first")
-            process.send_signal(signal.SIGTERM)
-            follow(instance, run_id, process, console)
+        # A TERM of this process cancels as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        follow(instance, run_id, process, console)
         status = instance.get_run_by_id(run_id)
         if status is None:
             console.print(f"[red]the run did not start; its last words are in {log}[/red]")

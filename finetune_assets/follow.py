@@ -1,5 +1,6 @@
 """Following a run on the terminal through Dagster's event log."""
 
+import signal
 import subprocess
 import time
 from typing import Any
@@ -13,15 +14,35 @@ POLL_SECONDS = 0.3
 def follow(
     instance: dg.DagsterInstance, run_id: str, process: subprocess.Popen, console: Console
 ) -> None:
-    """Print what happens until the run's process has ended and all its events are shown."""
+    """Print what happens until the run's process has ended and all its events are shown.
+
+    Ctrl-C here, or a cancel in the Dagster UI, ends the run's process as a cancel.
+    """
     cursor: str | None = None
-    started = time.monotonic()
+    started, canceling = time.monotonic(), False
     while True:
         ended = process.poll() is not None
-        cursor = _drain(instance, run_id, cursor, console, started)
-        if ended:
-            return
-        time.sleep(POLL_SECONDS)
+        try:
+            cursor = _drain(instance, run_id, cursor, console, started)
+            if ended:
+                return
+            if not canceling and _cancel_asked(instance, run_id):
+                canceling = True
+                process.send_signal(signal.SIGTERM)
+            time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            run = instance.get_run_by_id(run_id)
+            if canceling or run is None:
+                process.kill()
+                raise
+            console.print("canceling: the worker writes a checkpoint first")
+            instance.report_run_canceling(run)
+
+
+def _cancel_asked(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    asked = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run is not None and run.status in asked
 
 
 def _drain(
