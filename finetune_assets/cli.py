@@ -100,6 +100,7 @@ def _run_one(name: str, force: bool, backfill: str | None) -> bool:
 
     from finetune_assets.follow import follow
     from finetune_assets.run import close_abandoned
+    from finetune_assets.summary import print_summary
 
     settings.ensure_dagster_home()
     run_id = str(uuid.uuid4())
@@ -130,15 +131,8 @@ def _run_one(name: str, force: bool, backfill: str | None) -> bool:
         if process.returncode != 0:
             console.print(f"[red]{status.status.value}[/red]; log: {log}")
             return False
-        _summary(instance, name)
+        print_summary(instance, name, console)
     return True
-
-
-def _summary(instance: "dg.DagsterInstance", name: str) -> None:  # noqa: F821
-    """The table of base against tuned, and where to look further."""
-    from finetune_assets.summary import print_summary
-
-    print_summary(instance, name, console)
 
 
 class _readably:

@@ -28,10 +28,14 @@ def main() -> None:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     commands = [
-        [sys.executable, "-m", "dagster", "dev", "-m", "finetune_assets.definitions"]
-        + ["--port", str(DAGSTER_PORT)],
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-        + ["--port", str(MLFLOW_PORT), "--workers", "1"],
+        [
+            *(sys.executable, "-m", "dagster", "dev", "-m", "finetune_assets.definitions"),
+            *("--port", str(DAGSTER_PORT)),
+        ],
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
+            *("--port", str(MLFLOW_PORT), "--workers", "1"),
+        ],
     ]
     if root := settings.mlflow_artifact_root():
         commands[1] += ["--default-artifact-root", root]

@@ -1,5 +1,6 @@
 """Following a run on the terminal through Dagster's event log."""
 
+import logging
 import signal
 import subprocess
 import time
@@ -65,7 +66,11 @@ def _show(entry: dg.EventLogEntry, console: Console, elapsed: float) -> None:
     clock = f"[dim]{elapsed:6.0f} s[/dim]"
     event = entry.dagster_event
     if event is None:
-        if entry.level >= 20 and entry.step_key and "[pipes]" not in entry.user_message:
+        if (
+            int(entry.level) >= logging.INFO
+            and entry.step_key
+            and "[pipes]" not in entry.user_message
+        ):
             console.print(
                 f"{clock}     {_escape(entry.user_message)}", style="dim", highlight=False
             )
@@ -86,10 +91,14 @@ def _show(entry: dg.EventLogEntry, console: Console, elapsed: float) -> None:
     elif event.is_step_failure:
         failure = event.step_failure_data
         data = failure.user_failure_data
-        message = data.description if data else (failure.error.message if failure.error else "")
-        cause = failure.error.cause if failure.error else None
-        text = cause.message if cause and not data else message
-        console.print(f"{clock} [red]✗[/red] {event.step_key}\n{_escape(text or '')}")
+        error = failure.error
+        if data is not None:
+            reason = data.description or ""
+        elif error is not None:
+            reason = error.cause.message if error.cause else error.message
+        else:
+            reason = ""
+        console.print(f"{clock} [red]✗[/red] {event.step_key}\n{_escape(reason)}")
 
 
 def _detail(metadata: dict[str, Any]) -> str:

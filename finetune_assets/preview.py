@@ -31,10 +31,8 @@ def show(entry: Entry, rows: int, console: Console) -> None:
     )
     accepted, rejected, formats = conversations.convert(raw, config.sources, config.splits.column)
     console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
-    for file, name in formats.items():
-        console.print(
-            f"  {escape(file)}: {name}, {raw.filter(pl.col('source') == file).height} rows"
-        )
+    for uri, name in formats.items():
+        console.print(f"  {escape(uri)}: {name}, {raw.filter(pl.col('source') == uri).height} rows")
     for row in rejected.iter_rows(named=True):
         place = escape(f"{row['source']}:{row['line']}: {row['reason']}")
         console.print(f"  [yellow]rejected[/yellow] {place}")

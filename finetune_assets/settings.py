@@ -19,6 +19,9 @@ MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
 DAGSTER_VARIABLE = "DAGSTER_HOME"
 """Dagster's instance folder. Default: `.dagster_home`."""
 
+MLFLOW_UI_VARIABLE = "FINETUNE_MLFLOW_UI"
+"""Address of MLflow as a browser sees it. Default: the tracking server, or port 5000 here."""
+
 
 def catalog_uri() -> str:
     """The catalog folder: a path (made absolute) or a URI."""
@@ -74,6 +77,7 @@ def _absolute(location: str) -> str:
 
 
 def mlflow_ui() -> str:
-    """Address that links to MLflow begin with: the tracking server, or the local UI."""
+    """Address that links to MLflow begin with."""
     uri = mlflow_uri()
-    return uri.rstrip("/") if uri.startswith("http") else "http://localhost:5000"
+    default = uri if uri.startswith("http") else "http://localhost:5000"
+    return (os.environ.get(MLFLOW_UI_VARIABLE) or default).rstrip("/")

@@ -30,12 +30,16 @@ def cells(table: Table, rng: random.Random) -> list[dict[str, object]]:
     columns: dict[str, list[object]] = {"id": list(range(1, ROWS_PER_TABLE + 1))}
     for name, values in table.words.items():
         long = len(values) >= ROWS_PER_TABLE
-        drawn = rng.sample(values, ROWS_PER_TABLE) if long else rng.choices(values, k=ROWS_PER_TABLE)
+        drawn = (
+            rng.sample(values, ROWS_PER_TABLE) if long else rng.choices(values, k=ROWS_PER_TABLE)
+        )
         columns[name] = list(drawn)
     for name, (low, high) in table.numbers.items():
         columns[name] = list(rng.sample(range(low, high + 1), ROWS_PER_TABLE))
     if table.refers_to:
-        columns[f"{table.refers_to}_id"] = list(rng.choices(range(1, ROWS_PER_TABLE + 1), k=ROWS_PER_TABLE))
+        columns[f"{table.refers_to}_id"] = list(
+            rng.choices(range(1, ROWS_PER_TABLE + 1), k=ROWS_PER_TABLE)
+        )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -209,8 +213,18 @@ def join_filter(d: Draw) -> Question:
 SHAPES: dict[str, Callable[[Draw], Question]] = {
     f.__name__: f
     for f in (
-        equal, compare, between, count, aggregate, group, group_aggregate, extreme, top, distinct,
-        join, join_filter,
+        equal,
+        compare,
+        between,
+        count,
+        aggregate,
+        group,
+        group_aggregate,
+        extreme,
+        top,
+        distinct,
+        join,
+        join_filter,
     )
 }
 

@@ -130,7 +130,8 @@ class Evaluation(Section):
     def _sql_needs_a_database(self) -> "Evaluation":
         if "sql_execution" in self.metrics:
             raise ValueError(
-                "sql_execution needs a database: write `- {name: sql_execution, database: FILE.sql}`"
+                "sql_execution needs a database: "
+                "write `- {name: sql_execution, database: FILE.sql}`"
             )
         return self
 

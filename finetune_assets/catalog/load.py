@@ -1,6 +1,7 @@
 """Reading dataset files, with errors that name the file, the key and the nearest valid key."""
 
 import difflib
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,12 @@ class Entry:
     config: Dataset
 
     def locate(self, path: str) -> str:
-        """Resolve a path of the file: a URI and an absolute path stay, others are relative to it."""
+        """Resolve a path of the file: URIs and absolute paths stay, others are relative to it."""
         if "://" in path or path.startswith("/"):
             return path
         folder = self.uri.rsplit("/", 1)[0]
         if "://" in folder:
             return f"{folder}/{path}"
-        import os
-
         return os.path.normpath(f"{folder}/{path}")
 
 

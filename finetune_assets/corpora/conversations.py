@@ -1,7 +1,8 @@
-"""From rows as they arrived to canonical conversations; what is unusable is kept with its reason."""
+"""From rows as they arrived to conversations; what is unusable is kept with its reason."""
 
 import hashlib
 import json
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -9,7 +10,7 @@ import polars as pl
 from finetune_assets.catalog.config import Columns, Source
 from finetune_assets.errors import UserError
 
-CONVERSATION_SCHEMA = {
+CONVERSATION_SCHEMA: dict[str, Any] = {
     "id": pl.String,
     "messages": pl.List(pl.Struct({"role": pl.String, "content": pl.String})),
     "source": pl.String,
@@ -124,7 +125,7 @@ def check_rejected(rejected: pl.DataFrame, total: int, limit: float) -> None:
 
 def _format_of(row: dict[str, Any], source: Source, split_column: str | None, where: str) -> str:
     columns = set(row)
-    name = source.format
+    name: str = source.format
     if name == "auto":
         name = detect(columns, source.columns, where)
     missing = required(name, source.columns) - columns | set(source.attributes) - columns
@@ -190,7 +191,7 @@ def _given_messages(value: Any) -> list[dict[str, str]]:
         raise Unusable("no assistant turn to learn from")
     if any(m["role"] == "system" for m in messages[1:]):
         raise Unusable("a system message after the first message")
-    if any(a == b and a != "tool" for a, b in zip(turns, turns[1:], strict=False)):
+    if any(a == b and a != "tool" for a, b in pairwise(turns)):
         raise Unusable("two turns of the same role in a row")
     while messages[-1]["role"] != "assistant":
         messages.pop()

@@ -80,7 +80,7 @@ def leaked_prompts(splits: dict[str, pl.DataFrame]) -> int:
 
 def _assign(groups: pl.DataFrame, config: Splits) -> pl.DataFrame:
     names: list[str] = []
-    total = groups["rows"].sum()
+    total = int(groups["rows"].sum())
     test = _Quota(config.test, 0.0, total, groups, "test")
     start = config.test if isinstance(config.test, float) else 0.0
     validation = _Quota(config.validation, start, total, groups, "validation")

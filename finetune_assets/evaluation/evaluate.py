@@ -70,6 +70,7 @@ def evaluate(
         adapter=adapter,
         models=list(models),
         rows=judged.height,
+        loss_rows=rows.height,
         scores={
             name: {"loss": losses[name], "perplexity": math.exp(losses[name])}
             | _at(scored[name], generations[name], everything)
@@ -192,7 +193,7 @@ def _samples(
                 outputs={m: generations[m][index].text for m in generations},
                 scores={m: {k: rows[index].score for k, rows in scored[m].items()} for m in scored},
                 notes={
-                    m: "; ".join(r[index].note for r in scored[m].values() if r[index].note)
+                    m: "; ".join(note for r in scored[m].values() if (note := r[index].note))
                     for m in scored
                 },
                 stopped={m: generations[m][index].stopped for m in generations},

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity", "runaway"})
 """Metrics of which less is better; of every other metric more is."""
 
-ModelName = Literal["base", "tuned", "champion"]
+ModelName = str
+"""`base`, `tuned`, or `champion`."""
 
 Scores = dict[str, float]
 """Metric name to value: `loss` in nats per token, `runaway` in rows, the rest as they are named."""

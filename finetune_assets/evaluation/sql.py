@@ -165,7 +165,8 @@ def _merge_close_floats(first: list[Row], second: list[Row]) -> tuple[list[Row],
     Rows can then be compared, counted and hashed as they are. Columns of integers stay exact.
     """
     columns: list[Sequence[Any]] = []
-    for column in zip(*first, *second, strict=True):
+    for cells in zip(*first, *second, strict=True):
+        column: Sequence[Any] = cells
         if any(isinstance(value, float) for value in column):
             stand_in = _stand_ins({v for v in column if isinstance(v, int | float)})
             column = [stand_in.get(value, value) for value in column]

@@ -1,4 +1,4 @@
-"""What a worker process is told: the artefact to make and where its inputs are. URIs, never data."""
+"""What a worker process is told: the artefact to make, and where its inputs are."""
 
 from typing import Any
 

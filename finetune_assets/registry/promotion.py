@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-LOWER_IS_BETTER = ("loss", "perplexity", "runaway")
+from finetune_assets.evaluation.results import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _documents(
             if long_rows == "error":
                 raise UserError(
                     place,
-                    f"the row has {len(tokens.input_ids)} tokens, more than max_length {max_length}",
+                    f"the row has {lengths[-1]} tokens, more than max_length {max_length}",
                     "raise `training.max_length`, or set `training.long_rows` to truncate or drop",
                 )
             tokens = fit(tokens, max_length)

@@ -202,9 +202,8 @@ def _trainer(
             )
             result = {"eval_loss": loss}
             self.log(dict(result))
-            self.control = self.callback_handler.on_evaluate(
-                self.args, self.state, self.control, result
-            )
+            control: Any = self.control
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, control, result)
             return result
 
     datasets = {name: Dataset.from_list([vars(c) for c in contexts[name]]) for name in SPLITS}

@@ -16,7 +16,9 @@ from finetune_assets.defs.data_assets import raw_datasets
 from finetune_assets_tests.tiny import write_rows
 
 
-def tick(instance: dg.DagsterInstance, cursor: str | None) -> tuple[dg.SensorResult | dg.SkipReason, str]:
+def tick(
+    instance: dg.DagsterInstance, cursor: str | None
+) -> tuple[dg.SensorResult | dg.SkipReason, str]:
     context = dg.build_sensor_context(instance=instance, cursor=cursor)
     result = changed_sources(context)
     assert isinstance(result, dg.SensorResult | dg.SkipReason)

@@ -6,8 +6,8 @@ import sys
 
 import dagster as dg
 
-from finetune_assets.defs.partitions import GPU_POOL
 from finetune_assets.definitions import defs
+from finetune_assets.defs.partitions import GPU_POOL
 
 ASSETS = {
     "raw_datasets",

@@ -163,9 +163,7 @@ def test_a_run_killed_at_once_resumes_to_the_same_loss(
     assert resumed["resumed_from_step"] > 0
     assert f"resuming from step {resumed['resumed_from_step']} of" in resumed["stdout"]
     assert resumed["steps"] == whole["steps"]
-    assert resumed["best_validation_loss"] == pytest.approx(
-        whole["best_validation_loss"], rel=0.01
-    )
+    assert resumed["best_validation_loss"] == pytest.approx(whole["best_validation_loss"], rel=0.01)
     weights = [load_file(project / f / "adapter_model.safetensors") for f in ("a", "b")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0.02, atol=1e-3)
