@@ -16,7 +16,9 @@ from pathlib import Path
 from tables import DOMAINS, Domain, Table
 
 ROWS_PER_TABLE = 16
-SEEN_PER_SHAPE = 60
+SEEN_PER_SHAPE = 54
+SEEN_PER_JOIN = 100
+"""Joins are what the model finds hard."""
 UNSEEN_PER_SHAPE = 5
 ATTEMPTS = 4000
 """Draws for a shape before the generator gives up on filling its quota."""
@@ -245,10 +247,12 @@ def tells_something(database: sqlite3.Connection, query: str, tables: list[Table
 def questions(database: sqlite3.Connection, rng: random.Random) -> list[dict[str, object]]:
     """Rows of the sample; no question occurs twice."""
     rows, asked = [], set()
-    for seen, quota in ((True, SEEN_PER_SHAPE), (False, UNSEEN_PER_SHAPE)):
+    for seen in (True, False):
         domains = [d for d in DOMAINS if d.seen == seen]
         for shape, ask in SHAPES.items():
-            made = 0
+            made, quota = 0, UNSEEN_PER_SHAPE
+            if seen:
+                quota = SEEN_PER_JOIN if shape.startswith("join") else SEEN_PER_SHAPE
             for attempt in range(ATTEMPTS):
                 if made == quota:
                     break

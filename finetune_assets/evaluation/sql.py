@@ -8,6 +8,7 @@ database, so one database serves all queries.
 import math
 import re
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +16,12 @@ from typing import Any
 from finetune_assets.errors import UserError
 
 MAX_VM_STEPS = 20_000_000
-"""Virtual machine instructions of one query, about a second; more is a query gone wrong."""
+"""Virtual machine instructions of one query, under a second; more is a query gone wrong."""
 
-VM_STEPS_BETWEEN_CHECKS = 10_000
+MAX_SECONDS = 5.0
+"""Of one query: steps that move large values are slow, and fill the disk with what they sort."""
+
+VM_STEPS_BETWEEN_CHECKS = 1_000
 
 MAX_VALUE_BYTES = 1_000_000
 """Size of one text, blob or row: a query cannot exhaust memory with `zeroblob`."""
@@ -81,6 +85,8 @@ def _build_database(script: str) -> sqlite3.Connection:
             f"the SQL script does not build a database: {error}",
             "find the statement with `sqlite3 :memory: < SCRIPT` and correct it",
         ) from error
+    # These make their tables at first use, which the authorizer would refuse.
+    connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')").close()
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.set_authorizer(_authorize)
     return connection
@@ -109,11 +115,11 @@ def _compare(connection: sqlite3.Connection, row: int, output: str, reference: s
     except _Refused as error:
         return str(error)
     if actual_width != width:
-        return f"{actual_width} columns instead of {width}"
+        return f"columns: {actual_width} instead of {width}"
     if len(actual) > len(expected):
-        return f"more than the {len(expected)} rows of the reference"
+        return f"rows: more than {len(expected)}"
     if len(actual) < len(expected):
-        return f"{len(actual)} rows instead of {len(expected)}"
+        return f"rows: {len(actual)} instead of {len(expected)}"
     expected, actual = _merge_close_floats(expected, actual)
     if Counter(expected) != Counter(actual):
         return "other rows than the reference"
@@ -125,13 +131,16 @@ def _compare(connection: sqlite3.Connection, row: int, output: str, reference: s
 def _run(connection: sqlite3.Connection, query: str, max_rows: int) -> tuple[list[Row], int]:
     """Rows and column count of one SELECT; at most `max_rows` + 1 rows, enough to see an excess."""
     checks_left = MAX_VM_STEPS // VM_STEPS_BETWEEN_CHECKS
+    deadline = time.monotonic() + MAX_SECONDS
+    stopped = False
 
-    def out_of_steps() -> bool:
-        nonlocal checks_left
+    def stop() -> bool:
+        nonlocal checks_left, stopped
         checks_left -= 1
-        return checks_left < 0
+        stopped = checks_left < 0 or time.monotonic() > deadline
+        return stopped
 
-    connection.set_progress_handler(out_of_steps, VM_STEPS_BETWEEN_CHECKS)
+    connection.set_progress_handler(stop, VM_STEPS_BETWEEN_CHECKS)
     try:
         cursor = connection.execute(query)
         if cursor.description is None:
@@ -140,8 +149,9 @@ def _run(connection: sqlite3.Connection, query: str, max_rows: int) -> tuple[lis
     # Python 3.11 raises sqlite3.Warning for a second statement, ValueError for text that is not
     # valid Unicode; both are the query's own fault.
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-        if checks_left < 0:
-            raise _Refused(f"stopped after {MAX_VM_STEPS:,} steps of SQLite") from error
+        if stopped:
+            limits = f"{MAX_VM_STEPS:,} steps of SQLite or {MAX_SECONDS:g} seconds"
+            raise _Refused(f"stopped after {limits}") from error
         raise _Refused(str(error)) from error
 
 

@@ -183,6 +183,7 @@ def _trainer(
 ) -> Any:
     """TRL's trainer with the loss over supervised positions only and an exact validation loss."""
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -202,12 +203,14 @@ def _trainer(
             )
             result = {"eval_loss": loss}
             self.log(dict(result))
-            control: Any = self.control
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, control, result)
+            trainer: Any = self
+            trainer.control = self.callback_handler.on_evaluate(
+                self.args, self.state, trainer.control, result
+            )
             return result
 
     datasets = {name: Dataset.from_list([vars(c) for c in contexts[name]]) for name in SPLITS}
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=SFTConfig(**_arguments(training, hardware, schedule, root)),
         processing_class=tokenizer,
@@ -216,6 +219,8 @@ def _trainer(
         data_collator=partial(collate, pad_token_id=pad),
         callbacks=[_watcher(progress, metrics)],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _watcher(progress: Progress, metrics: Metrics) -> Any:
