@@ -12,6 +12,7 @@ import random
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tables import DOMAINS, Domain, Table
 
@@ -68,28 +69,30 @@ class Draw:
     def __init__(self, domain: Domain, database: sqlite3.Connection, rng: random.Random) -> None:
         self.domain, self.database, self.rng = domain, database, rng
         self.table = rng.choice((domain.parent, domain.child))
-        self.word = rng.choice(list(self.table.words))
         self.number = rng.choice(list(self.table.numbers))
-        self.shown = rng.choice([c for c in (*self.table.words, *self.table.numbers)])
         self.label = next(iter(self.table.words))
         self.category = list(self.table.words)[1]
 
     def pick(self, *options: str) -> str:
         return self.rng.choice(options)
 
-    def value(self, table: Table, column: str) -> object:
+    def values(self, table: Table, column: str) -> list[Any]:
         rows = self.database.execute(f"SELECT DISTINCT {column} FROM {table.name} ORDER BY 1")
-        return self.rng.choice([row[0] for row in rows])
+        return [row[0] for row in rows]
+
+    def value(self, table: Table, column: str) -> object:
+        return self.rng.choice(self.values(table, column))
 
 
 def equal(d: Draw) -> Question:
     t, v = d.table.name, d.value(d.table, d.category)
+    shown = d.rng.choice([c for c in (*d.table.words, *d.table.numbers) if c != d.category])
     text = d.pick(
-        f"Show the {d.shown} of {t} where {d.category} is {v}.",
-        f"List the {d.shown} of all {t} with {d.category} {v}.",
-        f"What is the {d.shown} of the {t} whose {d.category} is {v}?",
+        f"Show the {shown} of {t} where {d.category} is {v}.",
+        f"List the {shown} of all {t} with {d.category} {v}.",
+        f"What is the {shown} of the {t} whose {d.category} is {v}?",
     )
-    return text, f"SELECT {d.shown} FROM {t} WHERE {d.category} = '{v}';"
+    return text, f"SELECT {shown} FROM {t} WHERE {d.category} = '{v}';"
 
 
 def compare(d: Draw) -> Question:
@@ -103,7 +106,7 @@ def compare(d: Draw) -> Question:
 
 
 def between(d: Draw) -> Question:
-    low, high = sorted(int(str(d.value(d.table, d.number))) for _ in range(2))
+    low, high = sorted(d.rng.sample(d.values(d.table, d.number), 2))
     t = d.table.name
     text = d.pick(
         f"Show the {d.label} of {t} with {d.number} between {low} and {high}.",
@@ -156,7 +159,7 @@ def extreme(d: Draw) -> Question:
     t = d.table.name
     word, order = d.rng.choice([("highest", "DESC"), ("lowest", "ASC")])
     text = d.pick(
-        f"Show the {d.label} of the {t} row with the {word} {d.number}.",
+        f"Show the {d.label} of the one in {t} with the {word} {d.number}.",
         f"Which {d.label} in {t} has the {word} {d.number}?",
     )
     return text, f"SELECT {d.label} FROM {t} ORDER BY {d.number} {order} LIMIT 1;"
@@ -182,32 +185,32 @@ def distinct(d: Draw) -> Question:
     return text, f"SELECT DISTINCT {d.category} FROM {t};"
 
 
-def _joined(d: Draw) -> tuple[str, str, str, str]:
+def _joined(d: Draw) -> tuple[str, str, str]:
     parent, child = d.domain.parent, d.domain.child
-    one = str(child.refers_to)
-    join = f"FROM {child.name} JOIN {parent.name} ON {child.name}.{one}_id = {parent.name}.id"
-    return parent.name, child.name, one, join
+    key = f"{child.name}.{child.refers_to}_id"
+    join = f"FROM {child.name} JOIN {parent.name} ON {key} = {parent.name}.id"
+    return parent.name, child.name, join
 
 
 def join(d: Draw) -> Question:
-    parent, child, one, joined = _joined(d)
+    parent, child, joined = _joined(d)
     left = d.rng.choice([*d.domain.child.words, *d.domain.child.numbers])
     right = d.rng.choice([*d.domain.parent.words, *d.domain.parent.numbers])
     text = d.pick(
-        f"Show the {left} of {child} and the {right} of their {one}.",
-        f"List the {left} of all {child} with the {right} of the {one}.",
+        f"Show the {child} {left} together with the {parent} {right}.",
+        f"For {child} and their {parent}, show the {left} and the {right}.",
     )
     return text, f"SELECT {child}.{left}, {parent}.{right} {joined};"
 
 
 def join_filter(d: Draw) -> Question:
-    parent, child, one, joined = _joined(d)
+    parent, child, joined = _joined(d)
     left = d.rng.choice([*d.domain.child.words, *d.domain.child.numbers])
     right = list(d.domain.parent.words)[1]
     v = d.value(d.domain.parent, right)
     text = d.pick(
-        f"Show the {left} of {child} whose {one} has {right} {v}.",
-        f"List the {left} of {child} where the {right} of the {one} is {v}.",
+        f"Show the {child} {left} where the {parent} {right} is {v}.",
+        f"For {child} whose {parent} have {right} {v}, show the {left}.",
     )
     return text, f"SELECT {child}.{left} {joined} WHERE {parent}.{right} = '{v}';"
 

@@ -81,7 +81,7 @@ def evaluate(
         primary_metric=primary_metric,
     )
     write_json(out / "report.json", report.model_dump())
-    (out / "report.html").write_text(render(report))
+    (out / "report.html").write_text(render(report), encoding="utf-8")
     _generations_table(judged, references, generations, scored).write_parquet(
         out / "generations.parquet"
     )
@@ -115,7 +115,7 @@ def _run(
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=hardware.torch_dtype(), attn_implementation=hardware.attention
     )
-    model = model.to(hardware.device).eval()
+    model = model.to(device=hardware.device).eval()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     contexts = [join([tokenize(tokenizer, m)]) for m in rows["messages"].to_list()]
     contexts.sort(key=lambda c: -len(c.input_ids))

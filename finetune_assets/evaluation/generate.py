@@ -85,7 +85,7 @@ def _greedy(
                 break
             rows = torch.tensor(keep, device=model.device)
             if len(keep) < len(alive):
-                cache.batch_select_indices(rows)
+                cache.reorder_cache(rows)
             alive = [alive[row] for row in keep]
             inputs = chosen[rows, None]
             mask = torch.cat([mask[rows], mask.new_ones(len(keep), 1)], dim=1)
