@@ -36,6 +36,13 @@ class Reporter:
 
             tracking.log_metrics(self._mlflow_run_id, values, step)
 
+    def file(self, path: Path) -> None:
+        """Keep a copy of a file with the MLflow run, where a browser can open it."""
+        if self._mlflow_run_id:
+            from finetune_assets.registry import tracking
+
+            tracking.client().log_artifact(self._mlflow_run_id, str(path))
+
 
 def base_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
     from finetune_assets.training.base_model import prepare
@@ -101,7 +108,7 @@ def evaluation_reports(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
     models = {"base": job.folder("base_models"), "tuned": job.folder("merged_models")}
     if "champion" in job.inputs:
         models["champion"] = job.folder("champion")
-    return evaluate(
+    statistics = evaluate(
         models,
         job.folder("test_splits") / "rows.parquet",
         out,
@@ -113,6 +120,8 @@ def evaluation_reports(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
         progress=report.log,
         metrics=report.metrics,
     )
+    report.file(out / "report.html")
+    return statistics
 
 
 def registered_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def evaluation(manifest: Manifest) -> Metadata:
     shown: Metadata = {
         "dagster/row_count": s["rows"],
         "scores": dg.MetadataValue.md(compare_table(report)),
-        "report": dg.MetadataValue.url((folder / "report.html").as_uri()),
+        "report": dg.MetadataValue.path(str(folder / "report.html")),
     }
     for metric, value in s["scores"]["tuned"].items():
         shown[f"tuned_{metric}"] = float(value)

@@ -114,6 +114,9 @@ def test_lineage_goes_both_ways_and_every_mlflow_run_has_ended_well(shared: Path
     adapter = next(r for r in runs if r.data.tags["dagster.asset"] == "adapters")
     history = tracking.client().get_metric_history(adapter.info.run_id, "validation_loss")
     assert len(history) >= 4
+    report = next(r for r in runs if r.data.tags["dagster.asset"] == "evaluation_reports")
+    kept = tracking.client().list_artifacts(report.info.run_id)
+    assert "report.html" in [file.path for file in kept]
 
 
 def test_the_champion_loads_with_stock_mlflow_and_generates(shared: Path) -> None:
