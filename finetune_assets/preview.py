@@ -23,12 +23,7 @@ def show(entry: Entry, rows: int, console: Console) -> None:
     """
     config = entry.config
     pinned = sources.pin([entry.locate(s.path) for s in config.sources])
-    parts: dict[int, list[pl.DataFrame]] = {}
-    for file in pinned:
-        parts.setdefault(file.source_index, []).append(sources.read(file))
-    raw = pl.concat(
-        [sources.sample(pl.concat(t), config.sources[i].sample) for i, t in parts.items()]
-    )
+    raw = sources.read_all(pinned, config.sources)
     accepted, rejected, formats = conversations.convert(raw, config.sources, config.splits.column)
     console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
     for uri, name in formats.items():

@@ -100,6 +100,16 @@ def read(file: SourceFile) -> pl.DataFrame:
     )
 
 
+def read_all(pinned: list[SourceFile], declared: list[Source]) -> pl.DataFrame:
+    """Rows of every source, each source sampled as it declares."""
+    by_source: dict[int, list[pl.DataFrame]] = {}
+    for file in pinned:
+        by_source.setdefault(file.source_index, []).append(read(file))
+    return pl.concat(
+        [sample(pl.concat(tables), declared[index].sample) for index, tables in by_source.items()]
+    )
+
+
 def sample(rows: pl.DataFrame, size: int | float | None) -> pl.DataFrame:
     """A count or fraction of the rows, chosen by hash of their content, in their order."""
     if size is None:

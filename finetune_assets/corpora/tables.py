@@ -7,7 +7,7 @@ import polars as pl
 
 from finetune_assets.catalog.config import Dataset, Source, Splits
 from finetune_assets.corpora import conversations
-from finetune_assets.corpora.sources import SourceFile, read, sample
+from finetune_assets.corpora.sources import SourceFile, read_all
 from finetune_assets.corpora.splits import leaked_prompts, prompt_of, split
 from finetune_assets.storage.fingerprint import digest
 
@@ -16,11 +16,7 @@ PREVIEW_ROWS = 5
 
 def write_raw(pinned: list[SourceFile], declared: list[Source], out: Path) -> dict[str, Any]:
     """Read every file, sample each source, write `rows.parquet` (RAW_SCHEMA)."""
-    by_source: dict[int, list[pl.DataFrame]] = {}
-    for file in pinned:
-        by_source.setdefault(file.source_index, []).append(read(file))
-    parts = [sample(pl.concat(t), declared[index].sample) for index, t in by_source.items()]
-    rows = pl.concat(parts)
+    rows = read_all(pinned, declared)
     rows.write_parquet(out / "rows.parquet")
     return {
         "rows": rows.height,
