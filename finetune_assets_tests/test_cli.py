@@ -64,6 +64,16 @@ def test_run_needs_a_name_that_exists(project: Path) -> None:
         ("base: ", "base: no/such/folder #", ["tiny.yaml", "no model folder"]),
         ("base: ", "base: hub:org/name@main #", ["tiny.yaml", "not pinned to a commit"]),
         ("base: ", "base: mute #", ["tiny.yaml", "no chat template", "chat_template"]),
+        (
+            "[exact_match]",
+            "[{name: sql_execution, database: none.sql}]",
+            ["evaluation.metrics.database", "no such file", "none.sql"],
+        ),
+        (
+            "base: ",
+            "base: {model: template, chat_template: bad.jinja} #",
+            ["chat template", "cannot be rendered", "mend the template"],
+        ),
         ("training:", "trainig:", ["tiny.yaml:5", "unknown key", "did you mean 'training'"]),
     ],
 )
@@ -78,6 +88,8 @@ def test_bad_input_is_one_clear_error(
     (catalog / "answers.jsonl").write_text('{"prompt": "a", "completion": ""}\n' + good)
     (catalog / "few.jsonl").write_text(good + good)
     make_base(catalog / "mute", template=None)
+    make_base(catalog / "template")
+    (catalog / "bad.jinja").write_text("{% for m in messages %}")
     path = catalog / "tiny.yaml"
     path.write_text(path.read_text().replace(old, new))
     code, output = invoke("check", "tiny")

@@ -57,7 +57,9 @@ def load(name: str) -> Entry:
     for suffix in (".yaml", ".yml"):
         if fs.isfile(f"{folder}/{name}{suffix}"):
             uri = f"{root}/{name}{suffix}"
-            return Entry(name, uri, parse(fs.cat_file(f"{folder}/{name}{suffix}").decode(), uri))
+            entry = Entry(name, uri, parse(fs.cat_file(f"{folder}/{name}{suffix}").decode(), uri))
+            _require_files(entry)
+            return entry
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise UserError(
@@ -65,6 +67,20 @@ def load(name: str) -> Entry:
         "no such dataset",
         f"{hint}the catalog has: {', '.join(names()) or '-'}",
     )
+
+
+def _require_files(entry: Entry) -> None:
+    """Files that a late step reads must be there before an early one begins."""
+    named = {"base.chat_template": entry.config.base.chat_template}
+    for metric in entry.config.evaluation.metrics:
+        if not isinstance(metric, str):
+            named["evaluation.metrics.database"] = metric.database
+    for key, path in named.items():
+        if path is None:
+            continue
+        fs, located = fsspec.core.url_to_fs(entry.locate(path))
+        if not fs.isfile(located):
+            raise UserError(entry.uri, f"`{key}`: no such file {located}", "mend the path")
 
 
 def parse(text: str, uri: str) -> Dataset:

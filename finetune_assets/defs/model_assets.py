@@ -8,6 +8,7 @@ from finetune_assets.catalog.load import Entry, load
 from finetune_assets.defs import metadata
 from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS, OWNER, Force, datasets
 from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
+from finetune_assets.errors import UserError
 from finetune_assets.storage.fingerprint import digest
 
 TOKEN_KEYS = ("max_length", "long_rows", "packing")
@@ -242,13 +243,21 @@ def _opponent(dataset: str, merged_data_version: str) -> dict[str, Any]:
     from finetune_assets.storage import artefacts
 
     champion = opponent(dataset, merged_data_version)
-    return {"champion": artefacts.read(champion.manifest_uri)} if champion else {}
+    if champion is None:
+        return {}
+    try:
+        return {"champion": artefacts.read(champion.manifest_uri)}
+    except UserError as error:
+        raise UserError(
+            error.where,
+            f"the weights of the registered version {champion.version}, which is to be compared "
+            f"with, are gone: {error.cause}",
+            "restore the folder, or take the alias off that version in MLflow, and run again",
+        ) from error
 
 
 def _text(uri: str, where: str, key: str) -> str:
     import fsspec
-
-    from finetune_assets.errors import UserError
 
     try:
         with fsspec.open(uri, "r") as file:

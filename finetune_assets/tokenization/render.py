@@ -46,6 +46,17 @@ def render(
     tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, open_turn: bool = False
 ) -> str:
     """The conversation as the template prints it; `open_turn` adds the assistant's header."""
+    from jinja2 import TemplateError
+
+    try:
+        return _apply(tokenizer, messages, open_turn)
+    except TemplateError as error:
+        raise UserError(
+            "chat template", f"it cannot be rendered: {error}", "mend the template"
+        ) from error
+
+
+def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], open_turn: bool) -> str:
     return str(
         tokenizer.apply_chat_template(
             messages,
