@@ -1,5 +1,6 @@
 """`finetune check`: a dataset's rows as the model will see them, before anything is run."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,59 +9,88 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetune_assets.catalog.load import Entry
-from finetune_assets.corpora import conversations, sources
-from finetune_assets.corpora.splits import split
+from finetune_assets.corpora import sources
+from finetune_assets.corpora.corpus import write_corpus
+from finetune_assets.corpora.division import Division
+from finetune_assets.corpora.raw import write_raw
 
 SAMPLED_FOR_LENGTH = 500
 """Rows tokenised to tell how long they are."""
 
 
 def show(entry: Entry, rows: int, console: Console) -> None:
-    """Read, convert and split the rows, and print some of them with their loss mask.
+    """Read, clean and split the rows, and print some of them with their loss mask.
 
     Raises:
         UserError: anything that would stop a run before training.
     """
     config = entry.config
-    pinned = sources.pin([entry.locate(s.path) for s in config.sources])
-    raw = sources.read_all(pinned, config.sources)
-    accepted, rejected, formats = conversations.convert(raw, config.sources, config.splits.column)
-    console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
-    for uri, name in formats.items():
-        console.print(f"  {escape(uri)}: {name}, {raw.filter(pl.col('source') == uri).height} rows")
-    for row in rejected.iter_rows(named=True):
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {name: Path(scratch) / name for name in ("spool", "raw", "corpus")}
+        for folder in folders.values():
+            folder.mkdir()
+        pinned = sources.pin(entry, folders["spool"])
+        write_raw(pinned, config.sources, folders["raw"])
+        raw_rows = folders["raw"] / "rows.parquet"
+        statistics = write_corpus(raw_rows, config, folders["corpus"], entry.uri)
+        division = Division(folders["corpus"], config, entry.uri, entry.locate)
+        assignment = division.assignment
+        console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
+        _show_corpus(statistics, console)
+        sizes = ", ".join(f"{name} {size}" for name, size in assignment.sizes().items())
+        aside = f"; {assignment.set_aside} set aside, as near rows are in two splits"
+        console.print(f"  splits: {sizes}{aside if assignment.set_aside else ''}")
+        sample = pl.read_parquet(folders["corpus"] / "rows.parquet", n_rows=SAMPLED_FOR_LENGTH)
+        show_tokens(entry, sample, rows, console)
+
+
+def _show_corpus(statistics: dict[str, Any], console: Console) -> None:
+    for uri, name in statistics["formats"].items():
+        console.print(f"  {escape(uri)}: {name}")
+    console.print(f"  {statistics['rows']} of {statistics['total']} rows kept")
+    for row in statistics["rejected_preview"]:
         place = escape(f"{row['source']}:{row['line']}: {row['reason']}")
-        console.print(f"  [yellow]rejected[/yellow] {place}")
-    conversations.check_rejected(rejected, raw.height, config.max_rejected)
-    sizes = {k: v.height for k, v in split(accepted, config.splits, entry.uri).items()}
-    console.print("  splits: " + ", ".join(f"{k} {v}" for k, v in sizes.items()))
-    _show_tokens(entry, accepted, rows, console)
+        console.print(f"  [yellow]{row['step']}[/yellow] {place}")
+    shown = len(statistics["rejected_preview"])
+    if statistics["removed"] > shown:
+        console.print(f"  [yellow]and {statistics['removed'] - shown} more[/yellow]")
+    found = {**statistics["repaired"], "near_duplicates": statistics["near_duplicates"]}
+    found |= statistics["personal_data"]["kinds"]
+    said = ", ".join(f"{name} {count}" for name, count in found.items() if count)
+    if said:
+        console.print(f"  rows with: {said}")
 
 
-def _show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Console) -> None:
-    from finetune_assets.tokenization.render import require_template, stop_token_ids, tokenize
+def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Console) -> list[int]:
+    """Print how long rows are in tokens, and the first ones as the model will see them.
+
+    Returns:
+        Tokens of every row of `accepted`.
+    """
+    from finetune_assets.tokenization.render import require_template, stop_token_ids
+    from finetune_assets.tokenization.rows import tokenize_row
     from finetune_assets.tokenization.training_set import loss_mask_text
 
     tokenizer = load_tokenizer(entry)
     require_template(tokenizer, entry.uri)
     stops = tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer, entry.uri))
-    messages = accepted["messages"].to_list()
-    lengths = [len(tokenize(tokenizer, m).input_ids) for m in messages[:SAMPLED_FOR_LENGTH]]
+    tokens = [tokenize_row(tokenizer, row) for row in accepted.iter_rows(named=True)]
+    lengths = [len(t.input_ids) for t in tokens]
     limit = entry.config.training.max_length
     console.print(
         f"  tokens a row: median {sorted(lengths)[len(lengths) // 2]}, longest {max(lengths)} "
         f"(of {len(lengths)} rows); {sum(n > limit for n in lengths)} above max_length {limit}; "
         f"stops at {escape(str(stops))}"
     )
-    for index in range(min(rows, len(messages))):
+    for where, row in zip(accepted.head(rows).iter_rows(named=True), tokens, strict=False):
         text = "".join(
             f"[bold green]{escape(run)}[/bold green]" if loss else f"[dim]{escape(run)}[/dim]"
-            for run, loss in loss_mask_text(tokenizer, tokenize(tokenizer, messages[index]))
+            for run, loss in loss_mask_text(tokenizer, row)
         )
-        where = accepted.row(index, named=True)
         console.rule(escape(f"{Path(where['source']).name}:{where['line']}"), align="left")
         console.print(text)
     console.print("[bold green]green[/bold green] carries loss, [dim]dim[/dim] does not")
+    return lengths
 
 
 def load_tokenizer(entry: Entry) -> Any:

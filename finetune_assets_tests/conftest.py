@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from finetune_assets import settings
+from finetune_assets_tests.stores import postgres_server, s3_server  # noqa: F401
 from finetune_assets_tests.tiny import RECIPE, make_base, write_rows
 
 

@@ -23,7 +23,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 def test_check_shows_rows_as_the_model_will_see_them(project: Path) -> None:
     code, output = invoke("check", "tiny")
     assert code == 0, output
-    assert "prompt_completion, 60 rows" in output
+    assert "60 of 60 rows kept" in output
     assert "what is question 0?<|im_end|>" in output
     assert "the answer is 0<|im_end|>" in output
     assert "splits: train" in output
@@ -56,7 +56,7 @@ def test_run_needs_a_name_that_exists(project: Path) -> None:
     [
         ("rows.jsonl", "none.jsonl", ["none.jsonl", "no such file", "sources[0].path"]),
         ("rows.jsonl", "broken.jsonl", ["broken.jsonl:2", "broken JSON"]),
-        ("rows.jsonl", "empty.jsonl", ["empty.jsonl", "the file is empty"]),
+        ("rows.jsonl", "empty.jsonl", ["empty.jsonl", "the file has no rows"]),
         ("rows.jsonl", "columns.jsonl", ["columns.jsonl:1", "no known format", "columns:"]),
         ("rows.jsonl", "answers.jsonl", ["answers.jsonl:1", "empty answer", "max_rejected"]),
         ("rows.jsonl", "few.jsonl", ["tiny.yaml", "split has 0 of 2 rows", "splits."]),
@@ -86,7 +86,7 @@ def test_bad_input_is_one_clear_error(
     (catalog / "empty.jsonl").write_text("")
     (catalog / "columns.jsonl").write_text('{"x": "a", "y": "b"}\n')
     (catalog / "answers.jsonl").write_text('{"prompt": "a", "completion": ""}\n' + good)
-    (catalog / "few.jsonl").write_text(good + good)
+    (catalog / "few.jsonl").write_text(good + good.replace("a", "c"))
     make_base(catalog / "mute", template=None)
     make_base(catalog / "template")
     (catalog / "bad.jinja").write_text("{% for m in messages %}")

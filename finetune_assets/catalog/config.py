@@ -2,59 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from finetune_assets.catalog.cleaning import Checks, Cleaning, Contamination, Splits
+from finetune_assets.catalog.section import Count, Section, Share
+from finetune_assets.catalog.sources import Source
 from finetune_assets.evaluation.metrics import MetricName
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class Columns(Section):
-    """Which column holds what, where the names differ from the format's own."""
-
-    messages: str = "messages"
-    """Column with a list of `{role, content}`."""
-    system: str = "system"
-    """Column with a system message; optional in the data."""
-    prompt: str = "prompt"
-    completion: str = "completion"
-    instruction: str = "instruction"
-    input: str = "input"
-    """Column with the alpaca input, added to the instruction after a blank line; optional."""
-    output: str = "output"
-
-
-class Source(Section):
-    """Files of rows."""
-
-    path: str
-    """File or glob of .jsonl, .json, .csv or .parquet; relative to this YAML file, or a URI."""
-    format: Literal["auto", "messages", "prompt_completion", "alpaca"] = "auto"
-    """How a row becomes a conversation. `auto` looks at the column names."""
-    columns: Columns = Columns()
-    sample: Count | Fraction | None = None
-    """Rows to take, as a count or a fraction; chosen by hash, so the choice is stable."""
-    system: str | None = None
-    """System message for every row that brings none."""
-    attributes: list[str] = []
-    """Columns kept beside the conversation, for evaluation slices."""
-
-
-class Splits(Section):
-    """How rows are divided. Rows with the same normalised prompt always stay together."""
-
-    validation: Count | Fraction = 0.1
-    """Fraction or count of rows; a fraction never moves a row when others are added."""
-    test: Count | Fraction = 0.1
-    """Fraction or count of rows."""
-    column: str | None = None
-    """Column that pins rows to `train`, `validation` or `test`; empty cells are drawn by hash."""
-    seed: int = 0
 
 
 class Base(Section):
@@ -152,9 +105,12 @@ class Dataset(Section):
     description: str = ""
     sources: Annotated[list[Source], Field(min_length=1)]
     base: Base
-    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Fraction of rows that may be unusable before the corpus is an error."""
+    max_rejected: Share = 0.1
+    """Share of rows that may be unusable before the corpus is an error."""
+    cleaning: Cleaning = Cleaning()
     splits: Splits = Splits()
+    contamination: Contamination = Contamination()
+    checks: Checks = Checks()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     promotion: Promotion = Promotion()

@@ -1,212 +1,299 @@
-"""From rows as they arrived to conversations; what is unusable is kept with its reason."""
+"""From one row, of any format, to one conversation."""
 
-import hashlib
-import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
-from finetune_assets.catalog.config import Columns, Source
-from finetune_assets.errors import UserError
+from finetune_assets.catalog.sources import Source
+from finetune_assets.corpora.formats import Format
+from finetune_assets.corpora.messages import (
+    Message,
+    Unusable,
+    filled,
+    message,
+    messages_of,
+    tools_of,
+)
+from finetune_assets.corpora.templates import compile_template, recognise, undo
+
+MESSAGE = pl.Struct(
+    {"role": pl.String, "content": pl.String, "weight": pl.Float32, "tool_calls": pl.String}
+)
+"""One turn. `weight` 0 means no loss; `tool_calls` is OpenAI's list of calls as JSON text."""
 
 CONVERSATION_SCHEMA: dict[str, Any] = {
     "id": pl.String,
-    "messages": pl.List(pl.Struct({"role": pl.String, "content": pl.String})),
+    "messages": pl.List(MESSAGE),
+    "tools": pl.String,
+    "text": pl.String,
+    "chosen": pl.List(MESSAGE),
+    "rejected": pl.List(MESSAGE),
+    "label": pl.Boolean,
     "source": pl.String,
+    "source_index": pl.Int32,
     "line": pl.Int64,
     "split": pl.String,
     "attributes": pl.String,
+    "prompt_key": pl.UInt64,
+    "duplicate_of": pl.String,
+    "characters": pl.UInt32,
+    "answer_characters": pl.UInt32,
 }
-"""`split` is the split that the row's own column pins it to; `attributes` is JSON text."""
+"""A row is a conversation (`messages`), a document (`text`, no messages) or a preference
+(`messages` are the prompt, `chosen` and `rejected` the answers). `label` is false where feedback
+calls the answer unwanted. `split` is the split that the row is pinned to; `prompt_key` hashes the
+normalised question; `duplicate_of` is the id of the first row that it nearly repeats."""
 
-REJECTED_SCHEMA = {
-    "source": pl.String,
-    "line": pl.Int64,
-    "reason": pl.String,
-    "row": pl.String,
-}
-
-ROLES = ("system", "user", "assistant", "tool")
-FORMATS = ("messages", "alpaca", "prompt_completion")
 SPLIT_NAMES = ("train", "validation", "test")
 
 
-class Unusable(Exception):
-    """Why one row cannot become a conversation."""
+@dataclass(slots=True)
+class Conversation:
+    """What a row says; see CONVERSATION_SCHEMA."""
+
+    messages: list[Message] = field(default_factory=list)
+    tools: str | None = None
+    document: Message | None = None
+    """A plain text, as the content of a turn without a role."""
+    chosen: list[Message] | None = None
+    rejected: list[Message] | None = None
+    label: bool | None = None
+    cut_turns: int = 0
+    """Turns after the last answer, which nothing can be learned from."""
+
+    @property
+    def text(self) -> str | None:
+        return self.document["content"] if self.document else None
+
+    def turns(self) -> list[Message]:
+        """Everything that holds text, in both of two answers too."""
+        document = [self.document] if self.document else []
+        return [*document, *self.messages, *(self.chosen or ()), *(self.rejected or ())]
+
+    def answers(self) -> list[str]:
+        """What a model learns to say."""
+        if self.text is not None:
+            return [self.text]
+        learned = [*self.messages, *(self.chosen or ())]
+        return [m["content"] for m in learned if m["role"] == "assistant"]
 
 
-def detect(columns: set[str], names: Columns, where: str) -> str:
-    """The format whose required columns are there.
+OPENING_WORDS = 5
+"""A shorter opening, such as a greeting, is no question yet."""
 
-    Raises:
-        UserError: none is.
+
+def question(conversation: Conversation) -> str:
+    """What a row asks: the user's turns until they say something; a document is all question."""
+    if conversation.text is not None:
+        return conversation.text
+    asked = ""
+    for turn in conversation.messages:
+        if turn["role"] == "user":
+            asked = f"{asked}\n{turn['content']}" if asked else turn["content"]
+            if len(asked.split()) >= OPENING_WORDS:
+                break
+    return asked
+
+
+Convert = Callable[[Mapping[str, Any]], Conversation]
+
+
+def converter(found: Format, source: Source, where: str) -> Convert:
+    """The function that turns rows of this format into conversations.
+
+    It raises Unusable where a row cannot be.
     """
-    for name in FORMATS:
-        if required(name, names) <= columns:
-            return name
-    wanted = "; ".join(f"{name}: {', '.join(sorted(required(name, names)))}" for name in FORMATS)
-    raise UserError(
-        where,
-        f"no known format has the columns {', '.join(sorted(columns))}",
-        f"name them under `columns:` or rename them ({wanted})",
-    )
+    convert = {
+        "messages": _from_messages,
+        "sharegpt": _from_messages,
+        "feedback": _from_feedback,
+        "preference": _from_preference,
+        "alpaca": _from_alpaca,
+        "prompt_completion": _from_pair,
+        "text": _from_text,
+    }.get(found.name)
+    if convert is None:
+        return _from_template(source, where)
+
+    def run(row: Mapping[str, Any]) -> Conversation:
+        made = convert(row, found, source)
+        made.tools = tools_of(found.value(row, "tools"), found.columns.get("tools"))
+        return _checked(made, row, found, source)
+
+    return run
 
 
-def required(name: str, names: Columns) -> set[str]:
-    """Columns that a format cannot do without."""
-    return {
-        "messages": {names.messages},
-        "alpaca": {names.instruction, names.output},
-        "prompt_completion": {names.prompt, names.completion},
-    }[name]
-
-
-def convert(
-    raw: pl.DataFrame, sources: list[Source], split_column: str | None = None
-) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str]]:
-    """Turn a table of RAW_SCHEMA into conversations and rejected rows.
-
-    Returns:
-        accepted (CONVERSATION_SCHEMA), rejected (REJECTED_SCHEMA), and the format of each file.
-        Accepted and rejected rows together are all rows.
-
-    Raises:
-        UserError: a file has none of the known formats, or lacks a declared column.
-    """
-    accepted: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    formats: dict[str, str] = {}
-    for record in raw.iter_rows(named=True):
-        source = sources[record["source_index"]]
-        row = json.loads(record["row"])
-        where = f"{record['source']}:{record['line']}"
-        if record["source"] not in formats:
-            formats[record["source"]] = _format_of(row, source, split_column, where)
-        try:
-            messages = _messages(row, formats[record["source"]], source)
-            split = _pinned_split(row, split_column)
-        except Unusable as reason:
-            rejected.append(
-                {k: record[k] for k in ("source", "line", "row")} | {"reason": str(reason)}
-            )
-            continue
-        accepted.append(
-            {
-                "id": _identity(messages),
-                "messages": messages,
-                "source": record["source"],
-                "line": record["line"],
-                "split": split,
-                "attributes": json.dumps({k: row.get(k) for k in source.attributes}),
-            }
-        )
-    return (
-        pl.DataFrame(accepted, schema=CONVERSATION_SCHEMA),
-        pl.DataFrame(rejected, schema=REJECTED_SCHEMA),
-        formats,
-    )
-
-
-def check_rejected(rejected: pl.DataFrame, total: int, limit: float) -> None:
-    """Raise if more than `limit` (a fraction) of the rows are unusable."""
-    if total and rejected.height <= limit * total and rejected.height < total:
-        return
-    first = rejected.row(0, named=True)
-    reasons = rejected["reason"].value_counts(sort=True).iter_rows()
-    raise UserError(
-        f"{first['source']}:{first['line']}",
-        f"{first['reason']} (in all, {rejected.height} of {total} rows are unusable: "
-        + ", ".join(f"{count} x {reason}" for reason, count in reasons)
-        + ")",
-        "mend the rows, or raise `max_rejected` to go on without them",
-    )
-
-
-def _format_of(row: dict[str, Any], source: Source, split_column: str | None, where: str) -> str:
-    columns = set(row)
-    name: str = source.format
-    if name == "auto":
-        name = detect(columns, source.columns, where)
-    missing = required(name, source.columns) - columns | set(source.attributes) - columns
-    if split_column:
-        missing |= {split_column} - columns
-    if missing:
-        raise UserError(
-            where,
-            f"missing column {', '.join(repr(c) for c in sorted(missing))}; "
-            f"the row has {', '.join(sorted(columns))}",
-            "name the right columns under `columns:`, `attributes:` or `splits.column`",
-        )
-    return name
-
-
-def _messages(row: dict[str, Any], name: str, source: Source) -> list[dict[str, str]]:
-    names = source.columns
-    if name == "messages":
-        messages = _given_messages(row.get(names.messages))
-    elif name == "alpaca":
-        instruction = _text(row, names.instruction, "instruction")
-        extra = row.get(names.input)
-        prompt = f"{instruction}\n\n{extra}" if extra and str(extra).strip() else instruction
-        messages = _exchange(prompt, _text(row, names.output, "answer"))
-    else:
-        prompt = _text(row, names.prompt, "prompt")
-        messages = _exchange(prompt, _text(row, names.completion, "answer"))
-    if messages[0]["role"] != "system":
-        system = (row.get(names.system) if name != "messages" else None) or source.system
+def _checked(
+    made: Conversation, row: Mapping[str, Any], found: Format, source: Source
+) -> Conversation:
+    if made.text is not None:
+        return made
+    if not made.messages or made.messages[0]["role"] != "system":
+        system = found.value(row, "system") or source.system
         if system:
-            messages.insert(0, {"role": "system", "content": str(system)})
-    return messages
+            made.messages.insert(0, message("system", str(system)))
+    _require_order(made)
+    return made
 
 
-def _exchange(prompt: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
-def _text(row: dict[str, Any], column: str, what: str) -> str:
-    value = row.get(column)
-    if value is None or not str(value).strip():
-        raise Unusable(f"empty {what} (column '{column}')")
-    if not isinstance(value, str):
-        raise Unusable(f"{what} is not text (column '{column}')")
-    return value
-
-
-def _given_messages(value: Any) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise Unusable("no messages")
-    messages = []
-    for index, message in enumerate(value):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise Unusable(f"message {index} has no known role ({', '.join(ROLES)})")
-        content = message.get("content")
-        if not isinstance(content, str) or not content.strip():
-            raise Unusable(f"empty content in message {index} ({message['role']})")
-        messages.append({"role": message["role"], "content": content})
-    turns = [m["role"] for m in messages if m["role"] != "system"]
+def _require_order(made: Conversation) -> None:
+    turns = [m["role"] for m in made.messages if m["role"] != "system"]
     if not turns or turns[0] != "user":
         raise Unusable("the conversation does not begin with the user")
-    if "assistant" not in turns:
-        raise Unusable("no assistant turn to learn from")
-    if any(m["role"] == "system" for m in messages[1:]):
+    if any(m["role"] == "system" for m in made.messages[1:]):
         raise Unusable("a system message after the first message")
     if any(a == b and a != "tool" for a, b in pairwise(turns)):
         raise Unusable("two turns of the same role in a row")
-    while messages[-1]["role"] != "assistant":
-        messages.pop()
-    return messages
+    if ("user", "tool") in pairwise(turns):
+        raise Unusable("the result of a tool that nobody called")
+    if made.chosen is not None:
+        return
+    if "assistant" not in turns:
+        raise Unusable("no assistant turn to learn from")
+    while made.messages[-1]["role"] != "assistant":
+        made.messages.pop()
+        made.cut_turns += 1
 
 
-def _pinned_split(row: dict[str, Any], column: str | None) -> str | None:
-    value = row.get(column) if column else None
-    if value in (None, ""):
+def _exchange(prompt: str, answer: str) -> list[Message]:
+    return [message("user", prompt), message("assistant", answer)]
+
+
+def _from_messages(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+    return Conversation(messages_of(found.value(row, "messages"), found.columns["messages"]))
+
+
+def _from_feedback(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+    read = _from_messages if "messages" in found.columns else _from_pair
+    made = read(row, found, source)
+    label = found.value(row, "label")
+    if not isinstance(label, bool):
+        raise Unusable("the label is neither true nor false", found.columns["label"])
+    made.label = label
+    return made
+
+
+def _from_alpaca(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+    instruction = _text(row, found, "instruction", "instruction")
+    extra = found.value(row, "input")
+    prompt = f"{instruction}\n\n{extra}" if extra and str(extra).strip() else instruction
+    history = _history(found.value(row, "history"), found.columns.get("history"))
+    return Conversation([*history, *_exchange(prompt, _text(row, found, "output", "answer"))])
+
+
+def _history(value: Any, column: str | None) -> list[Message]:
+    if not value:
+        return []
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair)
+        for pair in value
+    ):
+        raise Unusable("the history is not a list of [question, answer]", column)
+    return [turn for question, answer in value for turn in _exchange(question, answer)]
+
+
+def _from_pair(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+    prompt = _text(row, found, "prompt", "prompt")
+    answer = _text(row, found, "completion", "answer")
+    if source.parse_templates and recognise(prompt):
+        turns = _undone(prompt + answer, found.columns["prompt"])
+        if turns is not None:
+            return Conversation(turns)
+    return Conversation(_exchange(prompt, answer))
+
+
+def _from_text(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+    text = _text(row, found, "text", "text")
+    turns = _undone(text, found.columns["text"]) if source.parse_templates else None
+    return Conversation(document=message("", text)) if turns is None else Conversation(turns)
+
+
+def _undone(text: str, column: str) -> list[Message] | None:
+    name = recognise(text)
+    if name is None:
         return None
-    if value not in SPLIT_NAMES:
-        raise Unusable(f"split '{value}' is none of {', '.join(SPLIT_NAMES)} (column '{column}')")
+    try:
+        turns = undo(text, name)
+    except ValueError as error:
+        raise Unusable(f"broken {name} template: {error}", column) from error
+    return [
+        message(turn["role"], filled(turn["content"], index, turn["role"], column))
+        for index, turn in enumerate(turns)
+    ]
+
+
+def _from_template(source: Source, where: str) -> Convert:
+    template = source.template
+    assert template is not None
+    key = f"{where}: template"
+    parts = {
+        name: compile_template(text, f"{key}.{name}")
+        for name, text in template.model_dump().items()
+        if text is not None
+    }
+
+    def run(row: Mapping[str, Any]) -> Conversation:
+        try:
+            made = {name: render(row) for name, render in parts.items()}
+        except ValueError as error:
+            raise Unusable(str(error)) from error
+        for name, text in made.items():
+            if not text.strip():
+                raise Unusable(f"the template's {name} is empty")
+        if "text" in made:
+            return Conversation(document=message("", made["text"]))
+        turns = _exchange(made["prompt"], made["completion"])
+        system = source.system
+        return Conversation([message("system", system), *turns] if system else turns)
+
+    return run
+
+
+def _from_preference(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+    """Prompt and two answers; or two whole conversations that part ways at the end."""
+    columns = found.columns
+    chosen = _answer(found.value(row, "chosen"), columns["chosen"])
+    rejected = _answer(found.value(row, "rejected"), columns["rejected"])
+    prompt: list[Message] = []
+    if "messages" in columns:
+        prompt = messages_of(found.value(row, "messages"), columns["messages"])
+    elif "prompt" in columns and isinstance(found.value(row, "prompt"), list):
+        prompt = messages_of(found.value(row, "prompt"), columns["prompt"])
+    if not prompt:
+        shared = 0
+        for ours, theirs in zip(chosen, rejected, strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if not prompt:
+        prompt = [message("user", _text(row, found, "prompt", "prompt"))]
+    for answer, column in ((chosen, "chosen"), (rejected, "rejected")):
+        if not answer:
+            raise Unusable("the two answers are the same", columns[column])
+        if answer[0]["role"] != "assistant" or answer[-1]["role"] != "assistant":
+            raise Unusable("the answer is not the assistant's", columns[column])
+    if prompt[-1]["role"] not in ("user", "tool"):
+        raise Unusable("the prompt does not end with the user")
+    return Conversation(prompt, chosen=chosen, rejected=rejected)
+
+
+def _answer(value: Any, column: str) -> list[Message]:
+    if isinstance(value, str):
+        return [message("assistant", filled(value, 0, "answer", column))]
+    return messages_of([value] if isinstance(value, dict) else value, column)
+
+
+def _text(row: Mapping[str, Any], found: Format, field: str, what: str) -> str:
+    column = found.columns.get(field)
+    if column is None:
+        raise Unusable(f"no {what}")
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise Unusable(f"empty {what} (column '{column}')", column)
+    if not isinstance(value, str):
+        raise Unusable(f"{what} is not text (column '{column}')", column)
     return value
-
-
-def _identity(messages: list[dict[str, str]]) -> str:
-    text = json.dumps(messages, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

@@ -8,6 +8,7 @@ import dagster as dg
 
 from finetune_assets.catalog.load import Entry, load, names
 from finetune_assets.defs.partitions import datasets
+from finetune_assets.defs.spool import spool_folder
 from finetune_assets.errors import UserError
 
 finetune_job = dg.define_asset_job(
@@ -44,18 +45,21 @@ def catalog_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult |
 def changed_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Runs for datasets whose sources differ from what was last materialized.
 
-    The cursor keeps size and time of change of every file, so that content is hashed only when
-    one of them moved. The run key holds the new content and the materialization that it follows,
-    so a change that is taken back and made again starts a run again.
+    The cursor keeps what can be seen without reading rows (size and time of change of files, row
+    counts of queries), so that content is hashed only when that moved. The run key holds the new
+    content and the materialization that it follows, so a change that is taken back and made again
+    starts a run again.
     """
+    from finetune_assets.corpora.sources import glance
+
     seen: dict[str, Any] = json.loads(context.cursor or "{}")
     requests, problems = [], []
     for name in context.instance.get_dynamic_partitions("datasets"):
         try:
             entry = load(name)
-            stat = _stat(entry)
-            if seen.get(name, {}).get("stat") != stat:
-                seen[name] = {"stat": stat, "content": _content(entry)}
+            glimpse = glance(entry)
+            if seen.get(name, {}).get("glance") != glimpse:
+                seen[name] = {"glance": glimpse, "content": _content(entry)}
         except UserError as error:
             problems.append(str(error))
             continue
@@ -100,27 +104,12 @@ def is_due(schedule: str | None, tick: datetime) -> bool:
     )
 
 
-def _stat(entry: Entry) -> list[list[Any]]:
-    """Size, time of change or ETag of every source file, and what else decides on the content."""
-    import fsspec
-
-    from finetune_assets.corpora.sources import resolve
-
-    stat = []
-    for uri, index in resolve([entry.locate(s.path) for s in entry.config.sources]):
-        fs, path = fsspec.core.url_to_fs(uri)
-        info = fs.info(path)
-        changed = info.get("ETag") or info.get("mtime") or info.get("LastModified")
-        stat.append([uri, info["size"], str(changed), entry.config.sources[index].sample])
-    return stat
-
-
 def _content(entry: Entry) -> str:
+    """Data version that `raw_datasets` would have now."""
     from finetune_assets.corpora.sources import content_version, pin
 
-    return content_version(
-        pin([entry.locate(s.path) for s in entry.config.sources]), entry.config.sources
-    )
+    with spool_folder() as scratch:
+        return content_version(pin(entry, scratch), entry.config.sources)
 
 
 def _latest_raw(instance: dg.DagsterInstance, name: str) -> tuple[str, int] | None:

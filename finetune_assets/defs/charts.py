@@ -31,6 +31,16 @@ def histogram(values: Sequence[float], x_label: str) -> dg.MarkdownMetadataValue
     return _picture(figure, x_label)
 
 
+def bars(binned: Mapping[str, Sequence[float]], x_label: str) -> dg.MarkdownMetadataValue:
+    """A histogram from its `edges` and `counts`."""
+    figure, axes = _figure()
+    if binned["counts"]:
+        axes.stairs(binned["counts"], binned["edges"], fill=True)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("rows")
+    return _picture(figure, x_label)
+
+
 def _figure() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

@@ -1,18 +1,25 @@
-"""From files to splits: raw_datasets, prompt_corpora and the three splits."""
+"""From sources to splits: raw_datasets, prompt_corpora and the three splits."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from finetune_assets.catalog.load import load
-from finetune_assets.defs import metadata
+from finetune_assets.defs import data_checks, data_metadata, metadata
 from finetune_assets.defs.partitions import OWNER, Force, datasets
-from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
+from finetune_assets.defs.progress import RowProgress
+from finetune_assets.defs.spool import spool_folder
+from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, previous, upstream
 from finetune_assets.storage import artefacts
 from finetune_assets.storage.artefacts import Manifest
 
 SPLIT_ASSETS = ("train_splits", "validation_splits", "test_splits")
+
+READ_AT_CONVERSION = {"path", "query", "connection", "hub", "function", "arguments", "parts",
+                      "subset", "sample", "weight"}  # fmt: skip
+"""Keys of a source that say which rows there are, or how often; the others say what they become."""
 
 
 @dg.asset(
@@ -24,15 +31,15 @@ SPLIT_ASSETS = ("train_splits", "validation_splits", "test_splits")
 )
 def raw_datasets(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
     """The rows of the dataset's sources as they arrived, each with its file and line."""
-    with failing_readably():
+    with failing_readably(), spool_folder() as scratch:
         from finetune_assets.corpora import sources
 
         entry = load(context.partition_key)
         declared = entry.config.sources
-        pinned = sources.pin([entry.locate(s.path) for s in declared])
+        pinned = sources.pin(entry, scratch)
 
         def work(manifest: Manifest, out: Path) -> dict[str, Any]:
-            from finetune_assets.corpora.tables import write_raw
+            from finetune_assets.corpora.raw import write_raw
 
             manifest.data_version = sources.content_version(pinned, declared)
             return write_raw(pinned, declared, out)
@@ -41,12 +48,12 @@ def raw_datasets(context: dg.AssetExecutionContext, config: Force) -> dg.Materia
             context,
             entry,
             "raw_datasets",
-            config={"files": [[f.uri, f.sha256, declared[f.source_index].sample] for f in pinned]},
+            config={"files": [[p.name, p.sha256, declared[p.source_index].sample] for p in pinned]},
             upstream={},
             force=config.force,
             work=work,
         )
-    return metadata.result(manifest, reused, metadata.raw(manifest))
+    return metadata.result(manifest, reused, data_metadata.raw(manifest))
 
 
 @dg.asset(
@@ -56,26 +63,22 @@ def raw_datasets(context: dg.AssetExecutionContext, config: Force) -> dg.Materia
     owners=[OWNER],
     kinds={"polars", "parquet"},
     code_version=CODE_VERSIONS["prompt_corpora"],
-    check_specs=[
-        dg.AssetCheckSpec(
-            "rows_usable",
-            asset="prompt_corpora",
-            description="Every row became a conversation; rejected rows are listed with reasons.",
-        )
-    ],
+    check_specs=data_checks.specs("prompt_corpora", data_checks.CORPUS_CHECKS),
 )
 def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
-    """The dataset as canonical conversations; unusable rows beside them with file, line, reason."""
+    """The dataset as clean conversations; what was removed beside them with file, line, reason."""
     with failing_readably():
         entry = load(context.partition_key)
         inputs = upstream(context, "raw_datasets")
-        sources = [s.model_dump(exclude={"path", "sample"}) for s in entry.config.sources]
+        before = previous(context, "prompt_corpora")
 
         def work(manifest: Manifest, out: Path) -> dict[str, Any]:
-            from finetune_assets.corpora.tables import write_corpus
+            from finetune_assets.corpora.corpus import write_corpus
 
-            raw = artefacts.local_copy(inputs["raw_datasets"]) / "rows.parquet"
-            statistics = write_corpus(raw, entry.config, out)
+            raw = inputs["raw_datasets"]
+            progress = RowProgress(context.log.info, raw.statistics["rows"])
+            rows = artefacts.local_copy(raw) / "rows.parquet"
+            statistics = write_corpus(rows, entry.config, out, entry.uri, progress)
             manifest.data_version = statistics.pop("rows_hash")
             return statistics
 
@@ -84,23 +87,18 @@ def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.Mater
             entry,
             "prompt_corpora",
             config={
-                "sources": sources,
+                "sources": [s.model_dump(exclude=READ_AT_CONVERSION) for s in entry.config.sources],
                 "split_column": entry.config.splits.column,
+                "cleaning": entry.config.cleaning.model_dump(),
                 "max_rejected": entry.config.max_rejected,
             },
             upstream=inputs,
             force=config.force,
             work=work,
         )
-    rejected = manifest.statistics["rejected"]
-    check = dg.AssetCheckResult(
-        check_name="rows_usable",
-        passed=rejected == 0,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{rejected} rows rejected" if rejected else "all rows are usable",
-        metadata={"rejected": rejected},
-    )
-    return metadata.result(manifest, reused, metadata.corpus(manifest), [check])
+        shown = data_metadata.corpus(manifest, before)
+        checks = data_checks.corpus(manifest, before, entry.config)
+    return metadata.result(manifest, reused, shown, checks)
 
 
 @dg.multi_asset(
@@ -117,31 +115,34 @@ def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.Mater
         )
         for name in SPLIT_ASSETS
     ],
-    check_specs=[
-        dg.AssetCheckSpec(
-            "no_leaked_prompts",
-            asset="test_splits",
-            blocking=True,
-            description="No normalised prompt occurs in more than one split.",
-        )
-    ],
+    check_specs=data_checks.specs("test_splits", data_checks.TEST_SPLIT_CHECKS),
     partitions_def=datasets,
 )
-def splits(context: dg.AssetExecutionContext, config: Force):
-    """Divide the corpus so that the same question never is in two splits."""
-    leaked = 0
+def splits(context: dg.AssetExecutionContext, config: Force) -> Iterator[dg.MaterializeResult]:
+    """Divide the corpus so that the same question, or nearly the same, never is in two splits."""
     results = []
     with failing_readably():
+        from finetune_assets.corpora.benchmarks import pinned_benchmarks
+        from finetune_assets.corpora.division import Division
+
         entry = load(context.partition_key)
         inputs = upstream(context, "prompt_corpora")
+        folder = artefacts.local_copy(inputs["prompt_corpora"])
+        division = Division(folder, entry.config, entry.uri, entry.locate)
+        dividing = {
+            **entry.config.splits.model_dump(),
+            "weights": [s.weight for s in entry.config.sources],
+        }
         for name in SPLIT_ASSETS:
+            settings_read: dict[str, Any] = dict(dividing)
+            if name == "test_splits":
+                settings_read["contamination"] = {
+                    **entry.config.contamination.model_dump(exclude={"max_contaminated"}),
+                    "benchmarks": pinned_benchmarks(entry),
+                }
 
             def work(manifest: Manifest, out: Path) -> dict[str, Any]:
-                from finetune_assets.corpora.tables import write_split
-
-                corpus = artefacts.local_copy(inputs["prompt_corpora"]) / "rows.parquet"
-                kind = manifest.asset.removesuffix("_splits")
-                statistics = write_split(corpus, entry.config.splits, kind, out, entry.uri)
+                statistics = division.write(manifest.asset.removesuffix("_splits"), out)
                 manifest.data_version = statistics.pop("rows_hash")
                 return statistics
 
@@ -149,24 +150,12 @@ def splits(context: dg.AssetExecutionContext, config: Force):
                 context,
                 entry,
                 name,
-                config=entry.config.splits.model_dump(),
+                config=settings_read,
                 upstream=inputs,
                 force=config.force,
                 work=work,
             )
-            leaked = manifest.statistics["leaked_prompts"]
-            results.append((name, metadata.result(manifest, reused, metadata.split(manifest))))
-    for name, result in results:
-        checks = (
-            [
-                dg.AssetCheckResult(
-                    check_name="no_leaked_prompts",
-                    passed=leaked == 0,
-                    description=f"{leaked} prompts occur in more than one split",
-                    metadata={"leaked_prompts": leaked},
-                )
-            ]
-            if name == "test_splits"
-            else []
-        )
-        yield result._replace(asset_key=dg.AssetKey(name), check_results=checks)
+            checks = data_checks.test_split(manifest, entry.config) if name == "test_splits" else []
+            shown = metadata.result(manifest, reused, data_metadata.split(manifest), checks)
+            results.append(shown._replace(asset_key=dg.AssetKey(name)))
+    yield from results

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.defs import charts
+from finetune_assets.defs.markdown import masked
 from finetune_assets.storage.artefacts import MANIFEST, Manifest
 
 Metadata = dict[str, Any]
@@ -39,40 +40,6 @@ def result(
     )
 
 
-def raw(manifest: Manifest) -> Metadata:
-    s = manifest.statistics
-    return {
-        "dagster/row_count": s["rows"],
-        "files": table(s["files"]),
-        "preview": table(s["preview"]),
-    }
-
-
-def corpus(manifest: Manifest) -> Metadata:
-    s = manifest.statistics
-    shown: Metadata = {
-        "dagster/row_count": s["rows"],
-        "rejected_rows": s["rejected"],
-        "formats": dg.MetadataValue.json(s["formats"]),
-        "preview": dg.MetadataValue.md(conversations_markdown(s["preview"])),
-    }
-    if s["rejected"]:
-        shown["rejected_reasons"] = table(s["reasons"])
-        shown["rejected_preview"] = table(s["rejected_preview"])
-    return shown
-
-
-def split(manifest: Manifest) -> Metadata:
-    s = manifest.statistics
-    return {
-        "dagster/row_count": s["rows"],
-        "different_prompts": s["prompts"],
-        "all_splits": dg.MetadataValue.json(s["sizes"]),
-        "leaked_prompts": s["leaked_prompts"],
-        "preview": table(s["preview"]),
-    }
-
-
 def base(manifest: Manifest) -> Metadata:
     s = manifest.statistics
     return {
@@ -104,6 +71,7 @@ def training_set(manifest: Manifest) -> Metadata:
         "counts": table(counts),
         "tokens_with_loss": s["train"]["tokens_with_loss"],
         "lengths": charts.histogram(s["train"]["lengths"], "tokens of a row (training split)"),
+        "rows_as_the_model_sees_them": dg.MetadataValue.md(masked(s["train"]["preview"])),
     }
 
 
@@ -195,15 +163,3 @@ def table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
     ]
     columns = [dg.TableColumn(name) for name in rows[0]] if rows else []
     return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
-
-
-def conversations_markdown(rows: list[dict[str, Any]], limit: int = 600) -> str:
-    """Conversations, readable: a heading per turn, long content cut."""
-    parts = []
-    for row in rows:
-        parts.append(f"#### `{row['id']}`")
-        for message in row["messages"]:
-            content = message["content"]
-            cut = content if len(content) <= limit else content[:limit] + " …"
-            parts.append(f"**{message['role']}**\n\n```\n{cut}\n```")
-    return "\n\n".join(parts)

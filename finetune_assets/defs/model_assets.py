@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.catalog.load import Entry, load
-from finetune_assets.defs import metadata
+from finetune_assets.defs import data_checks, metadata
 from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS, OWNER, Force, datasets
 from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
 from finetune_assets.errors import UserError
@@ -49,13 +49,7 @@ def base_models(context: dg.AssetExecutionContext, config: Force) -> dg.Material
     owners=[OWNER],
     kinds={"huggingface", "parquet"},
     code_version=CODE_VERSIONS["training_sets"],
-    check_specs=[
-        dg.AssetCheckSpec(
-            "answers_whole",
-            asset="training_sets",
-            description="No row was cut or dropped to fit the context.",
-        )
-    ],
+    check_specs=data_checks.specs("training_sets", data_checks.TRAINING_SET_CHECKS),
 )
 def training_sets(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
     """Tokens and labels in the base's chat template, packed, with loss on assistant turns only."""
@@ -70,18 +64,8 @@ def training_sets(context: dg.AssetExecutionContext, config: Force) -> dg.Materi
             upstream=upstream(context, "train_splits", "validation_splits", "base_models"),
             force=config.force,
         )
-    cut = sum(
-        manifest.statistics[s]["truncated_rows"] + manifest.statistics[s]["dropped_rows"]
-        for s in ("train", "validation")
-    )
-    check = dg.AssetCheckResult(
-        check_name="answers_whole",
-        passed=cut == 0,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{cut} rows are longer than max_length {training['max_length']}",
-        metadata={"rows": cut},
-    )
-    return metadata.result(manifest, reused, metadata.training_set(manifest), [check])
+    checks = data_checks.training_set(manifest, entry.config)
+    return metadata.result(manifest, reused, metadata.training_set(manifest), checks)
 
 
 @dg.asset(

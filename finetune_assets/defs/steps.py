@@ -18,13 +18,13 @@ from finetune_assets.storage.artefacts import MANIFEST, Manifest
 from finetune_assets.storage.fingerprint import fingerprint, library_versions
 
 CODE_VERSIONS = {
-    "raw_datasets": "1",
-    "prompt_corpora": "1",
-    "train_splits": "1",
-    "validation_splits": "1",
-    "test_splits": "1",
+    "raw_datasets": "2",
+    "prompt_corpora": "2",
+    "train_splits": "2",
+    "validation_splits": "2",
+    "test_splits": "2",
     "base_models": "1",
-    "training_sets": "1",
+    "training_sets": "2",
     "adapters": "1",
     "merged_models": "1",
     "evaluation_reports": "1",
@@ -33,6 +33,7 @@ CODE_VERSIONS = {
 """Raised when a task's result changes for the same inputs; part of its fingerprint."""
 
 LIBRARIES = {
+    "prompt_corpora": ("polars", "rensa", "rapidfuzz", "ftfy", "phonenumbers"),
     "base_models": ("transformers", "gguf"),
     "training_sets": ("transformers", "tokenizers"),
     "adapters": ("torch", "transformers", "peft", "trl", "bitsandbytes"),
@@ -160,17 +161,34 @@ def upstream(context: dg.AssetExecutionContext, *assets: str) -> dict[str, Manif
     return {asset: _newest(context, asset) for asset in assets}
 
 
+def previous(context: dg.AssetExecutionContext, asset: str) -> Manifest | None:
+    """Manifest of what this asset was before; None if it never was, or its files are gone."""
+    uri = _newest_uri(context, asset)
+    try:
+        return artefacts.read(uri) if uri else None
+    except UserError as error:
+        context.log.warning(f"no comparison with the last materialization: {error}")
+        return None
+
+
 def _newest(context: dg.AssetExecutionContext, asset: str) -> Manifest:
+    uri = _newest_uri(context, asset)
+    if uri is None:
+        raise UserError(
+            f"{asset} of '{context.partition_key}'",
+            "it was never materialized",
+            f"materialize {asset} first",
+        )
+    return artefacts.read(uri)
+
+
+def _newest_uri(context: dg.AssetExecutionContext, asset: str) -> str | None:
     partition = context.partition_key
     found = context.instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
     ).records
     materialization = found[0].asset_materialization if found else None
-    if materialization is None:
-        raise UserError(
-            f"{asset} of '{partition}'", "it was never materialized", f"materialize {asset} first"
-        )
-    return artefacts.read(str(materialization.metadata["manifest"].value))
+    return str(materialization.metadata["manifest"].value) if materialization else None
 
 
 def _record(manifest: Manifest) -> None:

@@ -17,9 +17,20 @@ from finetune_assets.evaluation.report import render
 from finetune_assets.evaluation.results import Report, Sample, Slice
 from finetune_assets.storage.artefacts import write_json
 from finetune_assets.tokenization.pack import join
-from finetune_assets.tokenization.render import prompt_ids, stop_token_ids, tokenize
+from finetune_assets.tokenization.render import Tokens, stop_token_ids
+from finetune_assets.tokenization.rows import (
+    conversation,
+    is_document,
+    prompt_of_row,
+    reference,
+    tokenize_row,
+)
+from finetune_assets.tokenization.training_set import cut_document
 from finetune_assets.training.hardware import Hardware, this_machine
 from finetune_assets.training.loss import mean_loss
+
+DOCUMENT_TOKENS = 2048
+"""Tokens of a context in which the loss of a document is measured."""
 
 
 def evaluate(
@@ -44,9 +55,12 @@ def evaluate(
             `slices`, `samples`.
     """
     # Ids are hashes, so the first rows by id are a random and stable choice.
-    rows = pl.read_parquet(test).sort("id")
-    judged = rows.head(config["max_rows"]) if config["max_rows"] else rows
-    references = [messages[-1]["content"] for messages in judged["messages"].to_list()]
+    rows = pl.read_parquet(test).sort("id").filter(pl.col("label").fill_null(True))
+    conversations = rows.filter(pl.col("text").is_null())
+    judged = conversations.head(config["max_rows"]) if config["max_rows"] else conversations
+    references = [reference(row) for row in judged.iter_rows(named=True)]
+    # Documents have a loss, and no question that could be answered.
+    wanted = config["metrics"] if judged.height else []
     hardware = this_machine()
     losses: dict[str, float] = {}
     generations: dict[str, list[Generation]] = {}
@@ -58,7 +72,7 @@ def evaluate(
         outputs = [g.text for g in generations[name]]
         scored[name] = {
             metric: score(metric, outputs, references, sql_script=config["sql_script"])
-            for metric in config["metrics"]
+            for metric in wanted
         }
         metrics({f"{name}.{k}": v for k, v in _totals(scored[name]).items()}, 0)
         metrics({f"{name}.loss": losses[name]}, 0)
@@ -117,11 +131,15 @@ def _run(
     )
     model = model.to(device=hardware.device).eval()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    contexts = [join([tokenize(tokenizer, m)]) for m in rows["messages"].to_list()]
+    contexts = [
+        join([piece])
+        for row in rows.iter_rows(named=True)
+        for piece in _pieces(tokenize_row(tokenizer, row), is_document(row))
+    ]
     contexts.sort(key=lambda c: -len(c.input_ids))
     loss = mean_loss(model, contexts, batch_size=8, pad_token_id=pad, autocast=nullcontext)
     progress(f"{name}: loss {loss:.4f} over {rows.height} rows")
-    prompts = [prompt_ids(tokenizer, m[:-1]) for m in judged["messages"].to_list()]
+    prompts = [prompt_of_row(tokenizer, row) for row in judged.iter_rows(named=True)]
     generated = generate(
         model,
         tokenizer,
@@ -135,6 +153,10 @@ def _run(
     tokens = sum(g.token_count for g in generated)
     progress(f"{name}: {len(generated)} answers, {tokens} tokens in {seconds:.0f} s")
     return loss, generated
+
+
+def _pieces(tokens: Tokens, document: bool) -> list[Tokens]:
+    return cut_document(tokens, DOCUMENT_TOKENS) if document else [tokens]
 
 
 def _totals(scored: dict[str, list[RowScore]]) -> dict[str, float]:
@@ -188,7 +210,7 @@ def _samples(
         samples.append(
             Sample(
                 id=row["id"],
-                prompt="\n\n".join(m["content"] for m in row["messages"][:-1]),
+                prompt="\n\n".join(m["content"] for m in conversation(row)[:-1]),
                 reference=references[index],
                 outputs={m: generations[m][index].text for m in generations},
                 scores={m: {k: rows[index].score for k, rows in scored[m].items()} for m in scored},

@@ -1,14 +1,16 @@
 """What the model sees of a conversation, and which of it carries loss."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_assets.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""`role` and `content`; also `tool_calls`, and `weight` (0: no loss on this turn)."""
+
 IGNORED = -100
 """Label of a token without loss (PyTorch's cross-entropy default)."""
 
@@ -43,40 +45,56 @@ def require_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> str:
 
 
 def render(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, open_turn: bool = False
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    *,
+    open_turn: bool = False,
+    functions: list[Any] | None = None,
 ) -> str:
     """The conversation as the template prints it; `open_turn` adds the assistant's header."""
     from jinja2 import TemplateError
 
     try:
-        return _apply(tokenizer, messages, open_turn)
+        return _apply(tokenizer, messages, open_turn, functions)
     except TemplateError as error:
         raise UserError(
             "chat template", f"it cannot be rendered: {error}", "mend the template"
         ) from error
 
 
-def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], open_turn: bool) -> str:
+def _apply(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    open_turn: bool,
+    functions: list[Any] | None,
+) -> str:
     return str(
         tokenizer.apply_chat_template(
             messages,
+            tools=functions,
             tokenize=False,
             add_generation_prompt=open_turn,  # pyright: ignore
         )
     )
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
+def prompt_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    functions: list[Any] | None = None,
+) -> list[int]:
     """Tokens of a prompt that ends where the assistant is to answer.
 
     The template prints the special tokens itself, so the tokenizer must add none.
     """
-    text = render(tokenizer, messages, open_turn=True)
+    text = render(tokenizer, messages, open_turn=True, functions=functions)
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
 
 
 def supervised_spans(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[Message]
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    functions: list[Any] | None = None,
 ) -> tuple[str, list[tuple[int, int]]]:
     """The rendered conversation and the character spans of the assistant's turns.
 
@@ -87,13 +105,13 @@ def supervised_spans(
         UserError: the template renders a turn differently once others follow it, so spans cannot
             be found by prefix.
     """
-    text = render(tokenizer, messages)
+    text = render(tokenizer, messages, functions=functions)
     spans = []
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or message.get("weight") == 0:
             continue
-        before = render(tokenizer, messages[:index], open_turn=True)
-        after = render(tokenizer, messages[: index + 1])
+        before = render(tokenizer, messages[:index], open_turn=True, functions=functions)
+        after = render(tokenizer, messages[: index + 1], functions=functions)
         if not text.startswith(before) or not text.startswith(after) or len(after) <= len(before):
             raise UserError(
                 "chat template",
@@ -106,9 +124,13 @@ def supervised_spans(
     return text, spans
 
 
-def tokenize(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> Tokens:
+def tokenize(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    functions: list[Any] | None = None,
+) -> Tokens:
     """Tokens of a conversation with loss on the assistant's turns only."""
-    text, spans = supervised_spans(tokenizer, messages)
+    text, spans = supervised_spans(tokenizer, messages, functions)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]  # pyright: ignore
     offsets: list[tuple[int, int]] = encoded["offset_mapping"]  # pyright: ignore

@@ -14,8 +14,11 @@ from finetune_assets.tokenization.render import (
     Tokens,
     require_template,
     stop_token_ids,
-    tokenize,
 )
+from finetune_assets.tokenization.rows import is_document, is_learned, tokenize_row
+
+SHOWN_ROWS = 3
+"""Rows kept as the model sees them, for people to look at."""
 
 CONTEXT_SCHEMA = {
     "input_ids": pl.List(pl.Int32),
@@ -84,9 +87,17 @@ def _documents(
     documents: list[Tokens] = []
     lengths: list[int] = []
     truncated, dropped = 0, []
+    shown: list[list[tuple[str, bool]]] = []
     for row in rows.iter_rows(named=True):
-        tokens = tokenize(tokenizer, row["messages"])
+        if not is_learned(row):
+            continue
+        tokens = tokenize_row(tokenizer, row)
         lengths.append(len(tokens.input_ids))
+        if len(shown) < SHOWN_ROWS:
+            shown.append(loss_mask_text(tokenizer, tokens))
+        if is_document(row):
+            documents += cut_document(tokens, max_length)
+            continue
         place = f"{row['source']}:{row['line']}"
         if len(tokens.input_ids) > max_length:
             if long_rows == "error":
@@ -124,7 +135,18 @@ def _documents(
         "tokens_without_loss": total - supervised,
         "longest": max(lengths),
         "lengths": lengths,
+        "unwanted_rows": rows.height - len(lengths),
+        "preview": shown,
     }
+
+
+def cut_document(tokens: Tokens, max_length: int) -> list[Tokens]:
+    """A document in pieces of at most `max_length` tokens; nothing of it is lost."""
+    starts = range(0, len(tokens.input_ids), max_length)
+    return [
+        Tokens(tokens.input_ids[s : s + max_length], tokens.labels[s : s + max_length])
+        for s in starts
+    ]
 
 
 def _write(contexts: list[Context], path: Path) -> None:

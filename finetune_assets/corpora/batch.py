@@ -1,0 +1,287 @@
+"""One batch on its way from raw rows to the corpus: converted, filtered, repaired, told apart."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import polars as pl
+
+from finetune_assets.catalog.config import Dataset
+from finetune_assets.corpora import cleaning, personal_data
+from finetune_assets.corpora.conversations import (
+    CONVERSATION_SCHEMA,
+    SPLIT_NAMES,
+    Conversation,
+    Convert,
+    converter,
+    question,
+)
+from finetune_assets.corpora.files import parse
+from finetune_assets.corpora.filters import passes
+from finetune_assets.corpora.formats import Format, format_of
+from finetune_assets.corpora.messages import Unusable
+
+REJECTED_SCHEMA: dict[str, Any] = {
+    "source": pl.String,
+    "line": pl.Int64,
+    "step": pl.String,
+    "column": pl.String,
+    "reason": pl.String,
+    "row": pl.String,
+}
+"""Rows that were set aside: `step` is `convert`, `filter`, `length`, `exact_duplicate`,
+`near_duplicate` or `personal_data`; `row` is the row as it arrived."""
+
+UNUSABLE = "convert"
+"""The step whose rows count against `max_rejected`; the others are removed because you said so."""
+
+ROWS_FOR_DETECTION = 20
+
+
+@dataclass
+class Row:
+    """A row on its way from the raw table to the corpus."""
+
+    source: str
+    source_index: int
+    line: int
+    raw: str
+    conversation: Conversation
+    split: str | None
+    attributes: str
+
+
+@dataclass
+class Findings:
+    """What the first pass counts."""
+
+    formats: dict[str, Format] = field(default_factory=dict)
+    accepted: int = 0
+    rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Rows by step and reason."""
+    repaired: Counter[str] = field(default_factory=Counter)
+    """Rows by repair."""
+    personal: Counter[str] = field(default_factory=Counter)
+    """Rows by kind of personal data left in them, or redacted."""
+    personal_rows: int = 0
+    personal_examples: list[dict[str, Any]] = field(default_factory=list)
+    roles: Counter[str] = field(default_factory=Counter)
+    cut_turns: int = 0
+    first_unusable: tuple[str, int, str] | None = None
+
+
+class Cleaner:
+    """Turns batches of raw rows into frames of conversations and of rejected rows."""
+
+    def __init__(self, config: Dataset, where: str) -> None:
+        self.config, self.where = config, where
+        self.findings = Findings()
+        self._converters: dict[str, Convert] = {}
+        self._seen: dict[int, tuple[str, int]] = {}
+        """Where a conversation was first seen, by 64 bits of its id."""
+
+    def clean(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Frames of CONVERSATION_SCHEMA (with `question`, the normalised prompt) and
+        REJECTED_SCHEMA; together they have all rows of the batch."""
+        self._rejected: list[dict[str, Any]] = []
+        rows = self._lengths_kept(self._cleaned(list(self._converted(raw))))
+        accepted = self._distinct(rows)
+        self.findings.accepted += accepted.height
+        return accepted, pl.DataFrame(self._rejected, schema=REJECTED_SCHEMA)
+
+    def _reject(self, row: Mapping[str, Any], step: str, reason: str, column: str | None) -> None:
+        place = {k: row[k] for k in ("source", "line", "row")}
+        self._rejected.append({**place, "step": step, "column": column, "reason": reason})
+        # Reasons that name another row are counted together.
+        self.findings.rejected[step, reason if step == UNUSABLE else ""] += 1
+        if step == UNUSABLE and self.findings.first_unusable is None:
+            self.findings.first_unusable = (row["source"], row["line"], reason)
+
+    def _converted(self, raw: pl.DataFrame) -> Iterator[Row]:
+        records = raw.to_dicts()
+        parsed = [parse(record["row"]) for record in records]
+        self._prepare(records, parsed)
+        kept = self._passing_filters(records, parsed)
+        column = self.config.splits.column
+        for record, row, keep in zip(records, parsed, kept, strict=True):
+            source = self.config.sources[record["source_index"]]
+            if not keep:
+                self._reject(record, "filter", f"not {source.filter}", None)
+                continue
+            try:
+                conversation = self._converters[record["source"]](row)
+                split = source.split or _pinned_split(row, column)
+            except Unusable as problem:
+                self._reject(record, UNUSABLE, problem.reason, problem.column)
+                continue
+            self.findings.cut_turns += conversation.cut_turns
+            attributes = orjson.dumps({k: row.get(k) for k in source.attributes}).decode()
+            yield Row(
+                record["source"],
+                record["source_index"],
+                record["line"],
+                record["row"],
+                conversation,
+                split,
+                attributes,
+            )
+
+    def _prepare(self, records: list[dict[str, Any]], parsed: list[Any]) -> None:
+        """Tell the format of every file that begins in this batch."""
+        for position, record in enumerate(records):
+            name = record["source"]
+            if name in self._converters:
+                continue
+            same = (p for r, p in zip(records, parsed, strict=True) if r["source"] == name)
+            first = [row for row, _ in zip(same, range(ROWS_FOR_DETECTION), strict=False)]
+            source = self.config.sources[record["source_index"]]
+            column = self.config.splits.column
+            also = [column] if column and not source.split else []
+            place = f"{name}:{records[position]['line']}"
+            found = format_of(first, source, place, also)
+            where = f"{self.where}: sources[{record['source_index']}]"
+            self.findings.formats[name] = found
+            self._converters[name] = converter(found, source, where)
+
+    def _passing_filters(self, records: list[dict[str, Any]], parsed: list[Any]) -> list[bool]:
+        kept = [True] * len(records)
+        for index, source in enumerate(self.config.sources):
+            if source.filter is None:
+                continue
+            mine = [i for i, r in enumerate(records) if r["source_index"] == index]
+            where = f"{self.where}: sources[{index}].filter"
+            verdicts = passes(source.filter, [parsed[i] for i in mine], where)
+            for i, verdict in zip(mine, verdicts, strict=True):
+                kept[i] = verdict
+        return kept
+
+    def _cleaned(self, rows: list[Row]) -> list[Row]:
+        """Repair and search every text of the batch at once."""
+        turns = [turn for row in rows for turn in row.conversation.turns()]
+        owner = [i for i, row in enumerate(rows) for _ in row.conversation.turns()]
+        texts, changed = cleaning.repair([t["content"] for t in turns], self.config.cleaning)
+        for step, positions in changed.items():
+            self.findings.repaired[step] += len({owner[p] for p in positions})
+        personal = self.config.cleaning.personal_data
+        dropped: dict[int, list[str]] = {}
+        if personal.action != "off":
+            found = personal_data.find(
+                pl.Series(texts, dtype=pl.String), personal.kinds, personal.region
+            )
+            kinds: dict[int, set[str]] = {}
+            for position, findings in found.items():
+                kinds.setdefault(owner[position], set()).update(f.kind for f in findings)
+                if personal.action == "redact":
+                    texts[position] = personal_data.redact(texts[position], findings)
+            self._count_personal(rows, kinds)
+            if personal.action == "drop":
+                dropped = {i: sorted(k) for i, k in kinds.items()}
+        for turn, text in zip(turns, texts, strict=True):
+            turn["content"] = text
+        for i, names in dropped.items():
+            self._reject(_place(rows[i]), "personal_data", f"holds {', '.join(names)}", None)
+        return [row for i, row in enumerate(rows) if i not in dropped]
+
+    def _count_personal(self, rows: list[Row], kinds: dict[int, set[str]]) -> None:
+        self.findings.personal_rows += len(kinds)
+        for i, names in sorted(kinds.items()):
+            self.findings.personal.update(names)
+            if len(self.findings.personal_examples) < 20:
+                # The place only: the data itself has no business in metadata.
+                self.findings.personal_examples.append(
+                    {"source": rows[i].source, "line": rows[i].line, "kinds": sorted(names)}
+                )
+
+    def _lengths_kept(self, rows: list[Row]) -> list[Row]:
+        least = self.config.cleaning.min_answer_characters
+        most = self.config.cleaning.max_characters
+        kept = []
+        for row in rows:
+            answer = sum(map(len, row.conversation.answers()))
+            calls = any(m["tool_calls"] for m in row.conversation.turns())
+            if answer < least and not calls:
+                reason = f"answers shorter than {least} characters"
+            elif most is not None and _characters(row.conversation) > most:
+                reason = f"longer than {most} characters"
+            else:
+                kept.append(row)
+                continue
+            self._reject(_place(row), "length", reason, None)
+        return kept
+
+    def _distinct(self, rows: list[Row]) -> pl.DataFrame:
+        drop = self.config.cleaning.exact_duplicates == "drop"
+        kept: list[dict[str, Any]] = []
+        for row in rows:
+            identity = _identity(row.conversation)
+            first = self._seen.setdefault(
+                int.from_bytes(identity[:8], "little"), (row.source, row.line)
+            )
+            if drop and first != (row.source, row.line):
+                reason = f"same as {first[0]}:{first[1]}"
+                self._reject(_place(row), "exact_duplicate", reason, None)
+                continue
+            self.findings.roles.update(m["role"] for m in row.conversation.turns() if m["role"])
+            kept.append(_record(row, identity.hex()))
+        frame = pl.DataFrame(kept, schema=CONVERSATION_SCHEMA | {"question": pl.String})
+        normal = cleaning.normalise(frame["question"])
+        keys = [
+            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+            for text in normal.to_list()
+        ]
+        return frame.with_columns(
+            normal.alias("question"), pl.Series("prompt_key", keys, dtype=pl.UInt64)
+        )
+
+
+def _pinned_split(row: Mapping[str, Any], column: str | None) -> str | None:
+    value = row.get(column) if column else None
+    if value in (None, ""):
+        return None
+    if value not in SPLIT_NAMES:
+        raise Unusable(f"split '{value}' is none of {', '.join(SPLIT_NAMES)}", column)
+    return value
+
+
+def _place(row: Row) -> dict[str, Any]:
+    return {"source": row.source, "line": row.line, "row": row.raw}
+
+
+def _characters(conversation: Conversation) -> int:
+    return sum(len(turn["content"]) for turn in conversation.turns())
+
+
+def _identity(conversation: Conversation) -> bytes:
+    said = [
+        conversation.messages,
+        conversation.tools,
+        conversation.text,
+        conversation.chosen,
+        conversation.rejected,
+        conversation.label,
+    ]
+    return hashlib.blake2b(orjson.dumps(said), digest_size=12).digest()
+
+
+def _record(row: Row, identity: str) -> dict[str, Any]:
+    said = row.conversation
+    return {
+        "id": identity,
+        "messages": said.messages,
+        "tools": said.tools,
+        "text": said.text,
+        "chosen": said.chosen,
+        "rejected": said.rejected,
+        "label": said.label,
+        "source": row.source,
+        "source_index": row.source_index,
+        "line": row.line,
+        "split": row.split,
+        "attributes": row.attributes,
+        "characters": _characters(said),
+        "answer_characters": sum(map(len, said.answers())),
+        "question": question(said),
+    }

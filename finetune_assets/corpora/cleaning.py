@@ -1,0 +1,65 @@
+"""Repair of text: polars finds, in Rust, the few texts that need it; only those are touched."""
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+import polars as pl
+
+from finetune_assets.catalog.cleaning import Cleaning
+
+CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe\uffff]"
+"""Characters no reader sees. Tabs, line breaks, and joiners that emoji, Persian and Hindi need
+stay: whitespace is content, in code above all."""
+
+
+def repair(texts: list[str], config: Cleaning) -> tuple[list[str], dict[str, list[int]]]:
+    """Texts with the declared repairs, and the positions that each repair changed."""
+    steps: list[tuple[str, bool, str, Callable[[str], str]]] = [
+        # First, as C1 controls are what mojibake often is made of.
+        ("mojibake", config.mojibake, r"[^\x00-\x7f]{2}", _decode_again),
+        ("control_characters", config.control_characters, CONTROL, _without_controls),
+        ("unicode_nfc", config.unicode_nfc, r"[^\x00-\x{2ff}]", _composed),
+    ]
+    changed: dict[str, list[int]] = {}
+    repaired = list(texts)
+    series = pl.Series(texts, dtype=pl.String)
+    for name, wanted, gate, mend in steps:
+        changed[name] = []
+        if not wanted:
+            continue
+        for position in series.str.contains(gate).arg_true():
+            mended = mend(repaired[position])
+            if mended != repaired[position]:
+                repaired[position] = mended
+                changed[name].append(position)
+    return repaired, changed
+
+
+def normalise(texts: pl.Series) -> pl.Series:
+    """Case, punctuation, width and spacing do not make another question."""
+    plain = (
+        texts.str.normalize("NFKC")
+        .str.to_lowercase()
+        .str.replace_all(r"[^\p{L}\p{M}\p{N}_]+", " ")
+        .str.strip_chars(" ")
+    )
+    # A text of punctuation alone is itself.
+    return plain.zip_with(plain.str.len_bytes() > 0, texts)
+
+
+_CONTROLS = re.compile(CONTROL)
+
+
+def _without_controls(text: str) -> str:
+    return _CONTROLS.sub("", text)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _decode_again(text: str) -> str:
+    import ftfy
+
+    return ftfy.fix_encoding(text)

@@ -1,0 +1,193 @@
+"""The tasks of the three splits: one corpus, divided once, written three times."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from finetune_assets.catalog.config import Dataset
+from finetune_assets.corpora import splits
+from finetune_assets.corpora.benchmarks import benchmark_texts
+from finetune_assets.corpora.contamination import Evaluation, texts_of
+from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA, SPLIT_NAMES
+from finetune_assets.corpora.parquet import batches
+from finetune_assets.corpora.splits import SET_ASIDE, Assignment
+from finetune_assets.corpora.statistics import rows_hash
+
+PREVIEW_ROWS = 5
+BATCH_ROWS = 4096
+EXAMPLES = 20
+"""Contaminated rows shown side by side with the training row that holds them."""
+
+COLUMNS = [name for name in CONVERSATION_SCHEMA if name != "split"]
+
+
+@dataclass
+class Division:
+    """A corpus folder and where its rows go."""
+
+    corpus: Path
+    config: Dataset
+    where: str
+    locate: Callable[[str], str]
+    """Resolves paths of the dataset file."""
+
+    @property
+    def rows(self) -> Path:
+        return self.corpus / "rows.parquet"
+
+    @cached_property
+    def assignment(self) -> Assignment:
+        rows = pl.read_parquet(self.rows, columns=splits.NODE_COLUMNS)
+        pairs = pl.read_parquet(self.corpus / "near_duplicates.parquet")
+        return splits.assign(rows, pairs, self.config.splits, self.where)
+
+    def write(self, name: str, out: Path) -> dict[str, Any]:
+        """Write one split's `rows.parquet` and return statistics, which speak of all three.
+
+        With the training split go the rows set aside, as `set_aside.parquet`; with the test split
+        the rows that overlap with training, as `contamination.parquet`.
+        """
+        path = out / "rows.parquet"
+        code = SPLIT_NAMES.index(name)
+        _sink(self._repeated() if name == "train" else self._rows_of(code), path)
+        # Only the test split is sliced by attributes; a change of them must not retrain.
+        identity = ["id", "attributes"] if name == "test" else ["id"]
+        statistics: dict[str, Any] = {
+            "rows": pl.scan_parquet(path).select(pl.len()).collect().item(),
+            "prompts": int(np.unique(self.assignment.node[self.assignment.row == code]).size),
+            "sizes": self.assignment.sizes(),
+            "set_aside": self.assignment.set_aside,
+            "largest_cluster": self.assignment.largest_cluster(),
+            "linked_questions": len(self.assignment.links),
+            "leaked_prompts": splits.straddling(self.assignment),
+            "sources": self._by_source(),
+            "preview": self._preview(path),
+            "rows_hash": rows_hash(path, identity),
+        }
+        if name == "train":
+            _sink(self._rows_of(SET_ASIDE), out / "set_aside.parquet")
+        if name == "test":
+            statistics["contamination"] = self._contamination(out / "contamination.parquet")
+        return statistics
+
+    def _rows_of(self, code: int) -> pl.LazyFrame:
+        chosen = pl.Series("chosen", self.assignment.row == code)
+        return self._filtered(chosen)
+
+    def _filtered(self, chosen: pl.Series) -> pl.LazyFrame:
+        index = chosen.arg_true().alias("row").to_frame().lazy()
+        rows = pl.scan_parquet(self.rows, row_index_name="row")
+        return rows.join(index, on="row", how="semi", maintain_order="left").select(COLUMNS)
+
+    def _repeated(self) -> pl.LazyFrame:
+        """Training rows, each as often as its source's weight says."""
+        weights = {i: s.weight for i, s in enumerate(self.config.sources)}
+        train = self.assignment.row == SPLIT_NAMES.index("train")
+        if set(weights.values()) == {1.0}:
+            return self._filtered(pl.Series(train))
+        light = pl.read_parquet(self.rows, columns=["id", "source_index"])
+        copies = splits.copies(light["id"], light["source_index"], weights)
+        rounds = range(1, int(copies.max(initial=1)) + 1)
+        return pl.concat([self._filtered(pl.Series(train & (copies >= k))) for k in rounds])
+
+    def _by_source(self) -> list[dict[str, Any]]:
+        index = pl.read_parquet(self.rows, columns=["source_index"])["source_index"].to_numpy()
+        names = [*SPLIT_NAMES, "set_aside"]
+        return [
+            {
+                "source": source.label,
+                "weight": source.weight,
+                **{
+                    name: int(((index == i) & (self.assignment.row == code)).sum())
+                    for code, name in enumerate(names)
+                },
+            }
+            for i, source in enumerate(self.config.sources)
+        ]
+
+    def _preview(self, path: Path) -> list[dict[str, Any]]:
+        columns = ["id", "source", "line", "messages", "text", "chosen", "rejected", "tools"]
+        return pl.read_parquet(path, columns=columns, n_rows=PREVIEW_ROWS).to_dicts()
+
+    def _contamination(self, path: Path) -> dict[str, Any]:
+        """Overlap of validation, test and benchmark rows with training rows."""
+        config = self.config.contamination
+        codes = {name: SPLIT_NAMES.index(name) for name in ("validation", "test")}
+        evaluation = Evaluation(config.n)
+        kinds: list[pl.Series] = []
+        for name, code in codes.items():
+            for texts in self._texts(code):
+                evaluation.add(texts)
+            kinds.append(
+                pl.Series([name]).new_from_index(0, evaluation.count - sum(map(len, kinds)))
+            )
+        for benchmark in config.benchmarks:
+            for texts in benchmark_texts(self.locate(benchmark), self.where):
+                evaluation.add(texts)
+            new = evaluation.count - sum(map(len, kinds))
+            kinds.append(pl.Series([benchmark]).new_from_index(0, new))
+        kind = pl.concat(kinds)
+        training = SPLIT_NAMES.index("train")
+        found = evaluation.overlap(self._texts(training))
+        found = found.with_columns(kind.gather(found["row"]).alias("of"))
+        contaminated = found.filter(pl.col("overlap") >= config.overlap)
+        shown = self._named(contaminated, codes, training)
+        shown.write_parquet(path)
+        counts = dict(kind.value_counts().iter_rows())
+        return {
+            "n": config.n,
+            "overlap": config.overlap,
+            "rows": [
+                {
+                    "of": name,
+                    "rows": counts[name],
+                    "contaminated": (n := contaminated.filter(pl.col("of") == name).height),
+                    "share": round(n / counts[name], 5),
+                    "mean_overlap": round(
+                        float(found.filter(pl.col("of") == name)["overlap"].sum()) / counts[name], 5
+                    ),
+                }
+                for name in dict.fromkeys(kind.unique(maintain_order=True))
+            ],
+            "examples": shown.head(EXAMPLES).to_dicts(),
+        }
+
+    def _named(self, found: pl.DataFrame, codes: dict[str, int], training: int) -> pl.DataFrame:
+        """Give evaluation and training rows their files and lines."""
+        light = pl.read_parquet(self.rows, columns=["source", "line"]).select(
+            pl.format("{}:{}", "source", "line").alias("place")
+        )["place"]
+        row = self.assignment.row
+        mine = np.concatenate([np.flatnonzero(row == code) for code in codes.values()])
+        train = np.flatnonzero(row == training)
+        numbers = found["row"].to_numpy()
+        inside = numbers < len(mine)
+        corpus_row = mine[np.where(inside, numbers, 0)] if len(mine) else numbers
+        place = light.gather(corpus_row).zip_with(
+            pl.Series(inside), pl.Series(numbers - len(mine)).cast(pl.String)
+        )
+        return found.select(
+            "of",
+            place.alias("evaluation_row"),
+            light.gather(train[found["training_row"].to_numpy()]).alias("training_row"),
+            pl.col("overlap").round(3),
+            "ngrams",
+        )
+
+    def _texts(self, code: int) -> Iterator[pl.Series]:
+        start = 0
+        chosen = self.assignment.row == code
+        for frame in batches(self.rows, BATCH_ROWS, ["text", "messages", "chosen"]):
+            mask = pl.Series(chosen[start : start + frame.height])
+            start += frame.height
+            if mask.any():
+                yield from texts_of([frame.filter(mask)])
+
+
+def _sink(rows: pl.LazyFrame, path: Path) -> None:
+    rows.sink_parquet(path, compression="zstd", compression_level=1, row_group_size=32_768)

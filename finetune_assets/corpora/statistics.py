@@ -1,0 +1,123 @@
+"""What people want to know of a corpus, without tokens: counts, lengths, languages, samples."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from finetune_assets.corpora.batch import UNUSABLE, Findings
+from finetune_assets.corpora.parquet import batches
+from finetune_assets.storage.fingerprint import LENGTH
+
+PREVIEW_ROWS = 5
+ROWS_FOR_LANGUAGE = 300
+"""Rows, the first by hash, whose language is told."""
+
+OUTLIER_RANGES = 3
+"""Interquartile ranges above the third quartile from which an answer is far longer than others."""
+
+
+def describe(folder: Path, findings: Findings, total: int) -> dict[str, Any]:
+    """Statistics of a corpus folder as JSON values; `rows_hash` is its data version."""
+    rows = folder / "rows.parquet"
+    removed = findings.rejected
+    lengths = pl.read_parquet(rows, columns=["characters", "answer_characters"])
+    near = pl.scan_parquet(rows).select(pl.col("duplicate_of").is_not_null().sum()).collect().item()
+    return {
+        "rows": findings.accepted,
+        "total": total,
+        "rejected": sum(n for (step, _), n in removed.items() if step == UNUSABLE),
+        "removed": sum(removed.values()),
+        "reasons": [
+            {"step": step, "reason": reason, "rows": count}
+            for (step, reason), count in removed.most_common()
+            if count
+        ],
+        "rejected_preview": pl.read_parquet(folder / "rejected.parquet", n_rows=20).to_dicts(),
+        "formats": {file: found.name for file, found in findings.formats.items()},
+        "repaired": dict(findings.repaired),
+        "exact_duplicates": _of_step(findings, "exact_duplicate"),
+        "near_duplicates": near + _of_step(findings, "near_duplicate"),
+        "personal_data": {
+            "rows": findings.personal_rows,
+            "kinds": dict(findings.personal),
+            "examples": findings.personal_examples,
+        },
+        "roles": dict(findings.roles),
+        "cut_turns": findings.cut_turns,
+        "languages": languages(rows),
+        "characters": histogram(lengths["characters"]),
+        "answer_characters": histogram(lengths["answer_characters"]),
+        "answer_outliers": outliers(lengths["answer_characters"]),
+        "preview": _preview(rows),
+        "rows_hash": rows_hash(rows, ["id", "split", "attributes", "source_index"]),
+    }
+
+
+def _of_step(findings: Findings, wanted: str) -> int:
+    return sum(n for (step, _), n in findings.rejected.items() if step == wanted)
+
+
+def _preview(rows: Path) -> list[dict[str, Any]]:
+    columns = ["id", "source", "line", "messages", "text", "chosen", "rejected", "tools"]
+    return pl.read_parquet(rows, columns=columns, n_rows=PREVIEW_ROWS).to_dicts()
+
+
+def rows_hash(path: Path, columns: list[str]) -> str:
+    """Hash of these columns of a Parquet file, in order, whatever its size."""
+    content = hashlib.sha256()
+    for frame in batches(path, 65_536, columns):
+        values = (pl.col(c).cast(pl.String).fill_null("\0") for c in columns)
+        text = frame.select(pl.concat_str(list(values), separator="\1")).to_series().str.join("\n")
+        content.update(text[0].encode() + b"\n")
+    return content.hexdigest()[:LENGTH]
+
+
+def histogram(values: pl.Series, bins: int = 40) -> dict[str, list[float]]:
+    """Edges (bins + 1) and counts (bins); values above the 99.5th percentile are in the last."""
+    if not values.len():
+        return {"edges": [], "counts": []}
+    import numpy as np
+
+    top = float(np.percentile(values.to_numpy(), 99.5))
+    clipped = np.minimum(values.to_numpy(), max(top, 1.0))
+    counts, edges = np.histogram(clipped, bins=bins)
+    return {"edges": edges.round(2).tolist(), "counts": counts.tolist()}
+
+
+def outliers(values: pl.Series) -> dict[str, float]:
+    """Share of values above Q3 + 3 IQR, and that limit."""
+    if not values.len():
+        return {"share": 0.0, "limit": 0.0, "rows": 0}
+    low, high = float(values.quantile(0.25) or 0), float(values.quantile(0.75) or 0)
+    limit = high + OUTLIER_RANGES * (high - low)
+    rows = int((values > limit).sum())
+    return {"share": rows / values.len(), "limit": limit, "rows": rows}
+
+
+def languages(rows: Path) -> dict[str, float]:
+    """Share of languages (ISO 639-1) among ROWS_FOR_LANGUAGE rows, most frequent first."""
+    import py3langid
+
+    text = pl.coalesce(
+        pl.col("text"),
+        pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n"),
+    )
+    chosen = pl.scan_parquet(rows).select("id").collect()["id"].bottom_k(ROWS_FOR_LANGUAGE)
+    sample = (
+        pl.scan_parquet(rows)
+        .filter(pl.col("id").is_in(chosen.implode()))
+        .select(text.str.slice(0, 1000).alias("text"))
+        .head(ROWS_FOR_LANGUAGE)
+        .collect(engine="streaming")["text"]
+    )
+    return shares(py3langid.classify(text)[0] for text in sample)
+
+
+def shares(values: Iterable[str]) -> dict[str, float]:
+    """Share of each value, most frequent first."""
+    counts = pl.Series(list(values), dtype=pl.String).value_counts(sort=True)
+    total = max(1, int(counts["count"].sum()))
+    return {name: round(count / total, 4) for name, count in counts.iter_rows()}
