@@ -18,7 +18,7 @@ from finetune_assets.catalog.config import Dataset
 from finetune_assets.corpora import near_duplicates
 from finetune_assets.corpora.batch import REJECTED_SCHEMA, UNUSABLE, Cleaner, Findings
 from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA
-from finetune_assets.corpora.parquet import batches, writing_parquet
+from finetune_assets.corpora.parquet import ROW_GROUP, batches, writing_parquet
 from finetune_assets.corpora.statistics import describe
 from finetune_assets.errors import UserError
 
@@ -68,7 +68,7 @@ def write_corpus(
     findings = cleaner.findings
     _check_rejected(findings, total, config.max_rejected)
     pairs = _near_pairs(work, np.concatenate(lengths), config)
-    dropped = _finish(work, out, raw, pairs, drop=near.action == "drop")
+    dropped = _finish(work, out, raw, pairs)
     findings.accepted -= dropped
     findings.rejected["near_duplicate", ""] += dropped
     shutil.rmtree(work)
@@ -76,31 +76,44 @@ def write_corpus(
 
 
 def _near_pairs(work: Path, lengths: np.ndarray, config: Dataset) -> pl.DataFrame:
-    """Positions of rows that ask nearly the same, with similarity of questions and answers."""
+    """Positions (`later`, `earlier`) of rows that ask nearly the same, with their `similarity`, and
+    whether the later one `repeats` the earlier, its answers being as near."""
     near = config.cleaning.near_duplicates
-    schema = {"later": pl.UInt32, "earlier": pl.UInt32, "similarity": pl.Float32}
     if near.action == "off" or not len(lengths):
-        return pl.DataFrame(schema=schema)
+        return pl.DataFrame(schema=PAIR_SCHEMA)
     proposed = near_duplicates.candidates(work / "signatures.parquet", lengths, near.similarity)
     rows = work / "rows.parquet"
-    found = near_duplicates.verified(
-        proposed, near_duplicates.TextsOf(rows, pl.col("question")), near.similarity
-    )
-    if near.action == "drop":
-        answers = near_duplicates.TextsOf(
-            rows,
-            pl.col("messages")
-            .list.eval(
-                pl.element().filter(pl.element().struct["role"] == "assistant").struct["content"]
-            )
-            .list.join("\n"),
-        )
-        same = near_duplicates.verified(found.frame(), answers, near.similarity)
-        return same.frame()
-    return found.frame()
+    questions = near_duplicates.TextsOf(rows, pl.col("question"))
+    found = near_duplicates.verified(proposed, questions, near.similarity)
+    if near.action == "group":
+        return found.with_columns(pl.lit(False).alias("repeats"))
+    answers = near_duplicates.TextsOf(rows, _answers())
+    same = near_duplicates.verified(found, answers, near.similarity)
+    ends = ["later", "earlier"]
+    return found.join(
+        same.select(*ends, pl.lit(True).alias("repeats")), on=ends, how="left"
+    ).with_columns(pl.col("repeats").fill_null(False))
 
 
-def _finish(work: Path, out: Path, raw: Path, pairs: pl.DataFrame, *, drop: bool) -> int:
+PAIR_SCHEMA = {
+    "later": pl.UInt32,
+    "earlier": pl.UInt32,
+    "similarity": pl.Float32,
+    "repeats": pl.Boolean,
+}
+
+
+def _answers() -> pl.Expr:
+    """What the assistant says in a row."""
+    spoken = pl.element().filter(pl.element().struct.field("role") == "assistant")
+    parts = [
+        pl.col(column).list.eval(spoken.struct.field("content")).list.join("\n")
+        for column in ("messages", "chosen")
+    ]
+    return pl.concat_str(parts, separator="\n", ignore_nulls=True)
+
+
+def _finish(work: Path, out: Path, raw: Path, pairs: pl.DataFrame) -> int:
     """Write the final rows with `duplicate_of`; return how many near duplicates were dropped."""
     ids = pl.read_parquet(work / "rows.parquet", columns=["id"], row_index_name="row")
     named = (
@@ -108,24 +121,32 @@ def _finish(work: Path, out: Path, raw: Path, pairs: pl.DataFrame, *, drop: bool
         .join(ids.rename({"row": "earlier", "id": "earlier_id"}), on="earlier")
         .sort("later", "earlier")
     )
-    first = named.group_by("later", maintain_order=True).first()
-    origin = first.select(pl.col("later").alias("row"), pl.col("earlier_id").alias("origin"))
-    rows = (
-        pl.scan_parquet(work / "rows.parquet", row_index_name="row")
-        .join(origin.lazy(), on="row", how="left", maintain_order="left")
-        .with_columns(pl.col("origin").alias("duplicate_of"))
+    dropped = _origins(named.filter("repeats"))
+    kept = named.join(dropped, left_on="later", right_on="row", how="anti").join(
+        dropped, left_on="earlier", right_on="row", how="anti"
     )
-    if drop and origin.height:
-        _append_rejected(rows.filter(pl.col("origin").is_not_null()), raw, out)
-        rows = rows.filter(pl.col("origin").is_null())
-        named = named.clear()
-    rows.select(*CONVERSATION_SCHEMA).sink_parquet(
-        out / "rows.parquet", compression="zstd", compression_level=1, row_group_size=32_768
+    rows = pl.scan_parquet(work / "rows.parquet", row_index_name="row")
+    if dropped.height:
+        _append_rejected(rows.join(dropped.lazy(), on="row"), raw, out)
+        rows = rows.join(dropped.lazy(), on="row", how="anti", maintain_order="left")
+    rows.join(_origins(kept).lazy(), on="row", how="left", maintain_order="left").with_columns(
+        pl.col("origin").alias("duplicate_of")
+    ).select(*CONVERSATION_SCHEMA).sink_parquet(
+        out / "rows.parquet", compression="zstd", compression_level=1, row_group_size=ROW_GROUP
     )
-    named.select(
+    kept.sort("later", "earlier").select(
         pl.col("later_id").alias("later"), pl.col("earlier_id").alias("earlier"), "similarity"
     ).write_parquet(out / "near_duplicates.parquet")
-    return origin.height if drop else 0
+    return dropped.height
+
+
+def _origins(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Per later row (`row`) the id of the first row that it is near to (`origin`)."""
+    return (
+        pairs.group_by("later", maintain_order=True)
+        .agg(pl.col("earlier_id").first().alias("origin"))
+        .rename({"later": "row"})
+    )
 
 
 def _append_rejected(dropped: pl.LazyFrame, raw: Path, out: Path) -> None:

@@ -6,7 +6,6 @@ row and the rows before it, so rows that are added at the end change nothing abo
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +34,6 @@ SHORT_CHARACTERS = 64
 
 SEED = 1
 PAIRS_AT_ONCE = 100_000
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Rows (positions in the corpus) that ask nearly the same; `later` > `earlier`."""
-
-    later: np.ndarray
-    earlier: np.ndarray
-    similarity: np.ndarray
-    """Share of equal characters of the compared texts, 0 to 1."""
-
-    def frame(self) -> pl.DataFrame:
-        return pl.DataFrame(vars(self))
 
 
 def signature_schema() -> dict[str, type[pl.DataType]]:
@@ -155,13 +141,14 @@ def _lengths_allow(a: np.ndarray, b: np.ndarray, similarity: float) -> np.ndarra
     return np.minimum(a, b) >= similarity * np.maximum(a, b)
 
 
-def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> Pairs:
-    """The proposed pairs whose texts are at least as similar, by Levenshtein distance."""
+def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> pl.DataFrame:
+    """The proposed pairs (`later`, `earlier`) whose texts are at least as similar, with their
+    `similarity`: the share of equal characters, by Levenshtein distance."""
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cpdist
 
     scores = [np.empty(0, dtype=np.float32)]
-    for part in proposed.iter_slices(PAIRS_AT_ONCE):
+    for part in proposed.select("later", "earlier").iter_slices(PAIRS_AT_ONCE):
         needed = pl.concat([part["later"], part["earlier"]]).unique().sort()
         known = dict(zip(needed.to_list(), texts(needed), strict=True))
         pairs = [(known[later], known[earlier]) for later, earlier in part.iter_rows()]
@@ -174,11 +161,8 @@ def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> Pai
         )
         other = [_another_number(*pair) for pair in pairs]
         scores.append(np.where(other, 0, score).astype(np.float32))
-    score = np.concatenate(scores)
-    near = score >= similarity
-    return Pairs(
-        proposed["later"].to_numpy()[near], proposed["earlier"].to_numpy()[near], score[near]
-    )
+    score = pl.Series("similarity", np.concatenate(scores))
+    return proposed.select("later", "earlier", score).filter(pl.col("similarity") >= similarity)
 
 
 def _another_number(a: str, b: str) -> bool:
