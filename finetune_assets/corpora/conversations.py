@@ -24,13 +24,15 @@ MESSAGE = pl.Struct(
 )
 """One turn. `weight` 0 means no loss; `tool_calls` is OpenAI's list of calls as JSON text."""
 
+MESSAGES = pl.List(MESSAGE)
+
 CONVERSATION_SCHEMA: dict[str, Any] = {
     "id": pl.String,
-    "messages": pl.List(MESSAGE),
+    "messages": MESSAGES,
     "tools": pl.String,
     "text": pl.String,
-    "chosen": pl.List(MESSAGE),
-    "rejected": pl.List(MESSAGE),
+    "chosen": MESSAGES,
+    "rejected": MESSAGES,
     "label": pl.Boolean,
     "source": pl.String,
     "source_index": pl.Int32,

@@ -16,9 +16,8 @@ from finetune_assets.corpora.contamination import Evaluation, texts_of
 from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA, SPLIT_NAMES
 from finetune_assets.corpora.parquet import batches
 from finetune_assets.corpora.splits import SET_ASIDE, Assignment
-from finetune_assets.corpora.statistics import rows_hash
+from finetune_assets.corpora.statistics import preview, rows_hash
 
-PREVIEW_ROWS = 5
 BATCH_ROWS = 4096
 EXAMPLES = 20
 """Contaminated rows shown side by side with the training row that holds them."""
@@ -66,7 +65,7 @@ class Division:
             "linked_questions": len(self.assignment.links),
             "leaked_prompts": splits.straddling(self.assignment),
             "sources": self._by_source(),
-            "preview": self._preview(path),
+            "preview": preview(path),
             "rows_hash": rows_hash(path, identity),
         }
         if name == "train":
@@ -109,10 +108,6 @@ class Division:
             }
             for i, source in enumerate(self.config.sources)
         ]
-
-    def _preview(self, path: Path) -> list[dict[str, Any]]:
-        columns = ["id", "source", "line", "messages", "text", "chosen", "rejected", "tools"]
-        return pl.read_parquet(path, columns=columns, n_rows=PREVIEW_ROWS).to_dicts()
 
     def _contamination(self, path: Path) -> dict[str, Any]:
         """Overlap of validation, test and benchmark rows with training rows."""

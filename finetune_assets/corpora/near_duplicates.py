@@ -161,8 +161,8 @@ def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> pl.
         )
         other = [_another_number(*pair) for pair in pairs]
         scores.append(np.where(other, 0, score).astype(np.float32))
-    score = pl.Series("similarity", np.concatenate(scores))
-    return proposed.select("later", "earlier", score).filter(pl.col("similarity") >= similarity)
+    similarities = pl.Series("similarity", np.concatenate(scores))
+    return proposed.select("later", "earlier", similarities).filter(pl.col("similarity") >= similarity)
 
 
 def _another_number(a: str, b: str) -> bool:

@@ -11,7 +11,10 @@ from finetune_assets.corpora.batch import UNUSABLE, Findings
 from finetune_assets.corpora.parquet import batches
 from finetune_assets.storage.fingerprint import LENGTH
 
-PREVIEW_ROWS = 5
+PREVIEW_ROWS = 6
+REJECTED_SHOWN = 10
+"""Rows shown of each step that removes rows."""
+
 ROWS_FOR_LANGUAGE = 300
 """Rows, the first by hash, whose language is told."""
 
@@ -35,7 +38,7 @@ def describe(folder: Path, findings: Findings, total: int) -> dict[str, Any]:
             for (step, reason), count in removed.most_common()
             if count
         ],
-        "rejected_preview": pl.read_parquet(folder / "rejected.parquet", n_rows=20).to_dicts(),
+        "rejected_preview": _rejected_preview(folder / "rejected.parquet"),
         "formats": {file: found.name for file, found in findings.formats.items()},
         "repaired": dict(findings.repaired),
         "exact_duplicates": _of_step(findings, "exact_duplicate"),
@@ -51,7 +54,7 @@ def describe(folder: Path, findings: Findings, total: int) -> dict[str, Any]:
         "characters": histogram(lengths["characters"]),
         "answer_characters": histogram(lengths["answer_characters"]),
         "answer_outliers": outliers(lengths["answer_characters"]),
-        "preview": _preview(rows),
+        "preview": preview(rows),
         "rows_hash": rows_hash(rows, ["id", "split", "attributes", "source_index"]),
     }
 
@@ -60,9 +63,29 @@ def _of_step(findings: Findings, wanted: str) -> int:
     return sum(n for (step, _), n in findings.rejected.items() if step == wanted)
 
 
-def _preview(rows: Path) -> list[dict[str, Any]]:
+def _rejected_preview(path: Path) -> list[dict[str, Any]]:
+    """A few rows of every step, with the beginning of what was removed."""
+    steps = pl.scan_parquet(path).select("step").unique().sort("step").collect()["step"]
+    shown = [
+        pl.scan_parquet(path).filter(pl.col("step") == step).head(REJECTED_SHOWN).collect()
+        for step in steps
+    ]
+    order = ["source", "line", "step", "reason", "row"]
+    rows = pl.concat(shown).select(order) if shown else pl.DataFrame()
+    return rows.with_columns(pl.col("row").str.slice(0, 100)).to_dicts() if shown else []
+
+
+def preview(rows: Path) -> list[dict[str, Any]]:
+    """The first rows of every source, as far as PREVIEW_ROWS go."""
     columns = ["id", "source", "line", "messages", "text", "chosen", "rejected", "tools"]
-    return pl.read_parquet(rows, columns=columns, n_rows=PREVIEW_ROWS).to_dicts()
+    known = pl.scan_parquet(rows)
+    found = known.select("source_index").unique().sort("source_index").collect().to_series()
+    each = max(1, PREVIEW_ROWS // max(1, found.len()))
+    parts = [
+        known.filter(pl.col("source_index") == index).head(each).select(columns).collect()
+        for index in found.head(PREVIEW_ROWS)
+    ]
+    return pl.concat(parts).to_dicts() if parts else []
 
 
 def rows_hash(path: Path, columns: list[str]) -> str:

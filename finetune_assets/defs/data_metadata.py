@@ -25,28 +25,30 @@ def corpus(manifest: Manifest, before: Manifest | None) -> Metadata:
     shown: Metadata = {
         "dagster/row_count": s["rows"],
         "dagster/column_schema": _column_schema("corpus"),
-        "formats": dg.MetadataValue.json(s["formats"]),
         "rejected_rows": s["rejected"],
         "removed_rows": s["removed"],
-        "repaired_rows": dg.MetadataValue.json(s["repaired"]),
         "exact_duplicates": s["exact_duplicates"],
         "near_duplicates": s["near_duplicates"],
-        "languages": dg.MetadataValue.json(s["languages"]),
-        "roles": dg.MetadataValue.json(s["roles"]),
-        "lengths": charts.bars(s["characters"], "characters of a row"),
-        "answer_lengths": charts.bars(s["answer_characters"], "characters of the answers of a row"),
-        "preview": dg.MetadataValue.md(conversations(s["preview"])),
     }
     if s["cut_turns"]:
         shown["turns_after_the_last_answer_removed"] = s["cut_turns"]
+    if before is not None:
+        shown |= _difference(manifest, before)
+    shown |= {
+        "formats": table([{"file": f, "format": name} for f, name in s["formats"].items()]),
+        "preview": dg.MetadataValue.md(conversations(s["preview"])),
+        "lengths": charts.bars(s["characters"], "characters of a row"),
+        "answer_lengths": charts.bars(s["answer_characters"], "characters of the answers of a row"),
+        "repaired_rows": dg.MetadataValue.json(s["repaired"]),
+        "languages": dg.MetadataValue.json(s["languages"]),
+        "roles": dg.MetadataValue.json(s["roles"]),
+    }
     if s["reasons"]:
         shown["rejected_reasons"] = table(s["reasons"])
         shown["rejected_preview"] = table(s["rejected_preview"])
     if s["personal_data"]["rows"]:
         shown["personal_data"] = dg.MetadataValue.json(s["personal_data"]["kinds"])
         shown["personal_data_rows"] = table(s["personal_data"]["examples"])
-    if before is not None:
-        shown |= _difference(manifest, before)
     return shown
 
 
@@ -85,8 +87,29 @@ def split(manifest: Manifest) -> Metadata:
     return shown
 
 
+NOTES = {
+    "source": "file or other origin",
+    "source_index": "position in the dataset file's `sources`",
+    "line": "line of the file, or number of the row, from 1",
+    "row": "the row as it arrived, as JSON",
+    "id": "hash of the conversation",
+    "messages": "turns of role, content, weight (0: no loss) and tool_calls (JSON)",
+    "tools": "functions that the model may call, as JSON",
+    "text": "a plain document, instead of messages",
+    "chosen": "preferred answer",
+    "rejected": "other answer",
+    "label": "false: feedback calls the answer unwanted",
+    "split": "split that the row is pinned to",
+    "attributes": "columns kept for evaluation slices, as JSON",
+    "prompt_key": "hash of the normalised question",
+    "duplicate_of": "id of the first row that asks nearly the same",
+    "characters": "characters of all turns",
+    "answer_characters": "characters of the answers",
+}
+
+
 def _column_schema(kind: str) -> dg.TableSchema:
-    from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA
+    from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA, MESSAGES
     from finetune_assets.corpora.division import COLUMNS
     from finetune_assets.corpora.raw import RAW_SCHEMA
 
@@ -95,4 +118,11 @@ def _column_schema(kind: str) -> dg.TableSchema:
         "corpus": CONVERSATION_SCHEMA,
         "split": {name: CONVERSATION_SCHEMA[name] for name in COLUMNS},
     }[kind]
-    return dg.TableSchema([dg.TableColumn(name, str(kind)) for name, kind in schema.items()])
+    return dg.TableSchema(
+        [
+            dg.TableColumn(
+                name, "list[message]" if dtype == MESSAGES else str(dtype), description=NOTES[name]
+            )
+            for name, dtype in schema.items()
+        ]
+    )

@@ -1,10 +1,14 @@
 """Rows as Markdown that people read in the Dagster UI."""
 
 import json
+import textwrap
 from typing import Any
 
 SHOWN_CHARACTERS = 600
 """Longer turns are cut in samples."""
+
+LINE = 110
+"""Characters."""
 
 
 def conversations(rows: list[dict[str, Any]]) -> str:
@@ -37,6 +41,7 @@ def _turn(message: dict[str, Any], mark: str) -> str:
 def _block(text: str) -> str:
     """A code block whose fence is longer than any in the text."""
     cut = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
+    cut = "\n".join(wrapped for line in cut.split("\n") for wrapped in _wrapped(line))
     fence = "```"
     while fence in cut:
         fence += "`"
@@ -52,3 +57,8 @@ def masked(rows: list[list[list[Any]]]) -> str:
             mark = "**learned**" if learned else "*not learned*"
             parts.append(f"{mark}\n\n{_block(text)}")
     return "\n\n".join(parts)
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line in pieces that fit the UI's dialog, which does not wrap code."""
+    return textwrap.wrap(line, LINE, replace_whitespace=False, drop_whitespace=False) or [""]

@@ -153,13 +153,19 @@ def registered(manifest: Manifest) -> Metadata:
     }
 
 
+SHOWN_IN_CELL = 120
+"""Longer text is cut in tables."""
+
+
 def table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
     """A table of the UI; values that are no scalars are shown as text."""
-    records = [
-        dg.TableRecord(
-            {k: v if isinstance(v, str | int | float | bool) else str(v) for k, v in row.items()}
-        )
-        for row in rows
-    ]
+    records = [dg.TableRecord({k: _cell(v) for k, v in row.items()}) for row in rows]
     columns = [dg.TableColumn(name) for name in rows[0]] if rows else []
     return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def _cell(value: Any) -> str | int | float | bool:
+    if isinstance(value, int | float | bool):
+        return value
+    text = "" if value is None else str(value)
+    return text if len(text) <= SHOWN_IN_CELL else text[:SHOWN_IN_CELL] + " …"
