@@ -21,7 +21,7 @@ from finetune_assets.corpora.conversations import (
 )
 from finetune_assets.corpora.files import parse
 from finetune_assets.corpora.filters import passes
-from finetune_assets.corpora.formats import Format, format_of
+from finetune_assets.corpora.formats import Format
 from finetune_assets.corpora.messages import Unusable
 
 REJECTED_SCHEMA: dict[str, Any] = {
@@ -32,13 +32,14 @@ REJECTED_SCHEMA: dict[str, Any] = {
     "reason": pl.String,
     "row": pl.String,
 }
-"""Rows that were set aside: `step` is `convert`, `filter`, `length`, `exact_duplicate`,
-`near_duplicate` or `personal_data`; `row` is the row as it arrived."""
+"""Rows that were set aside: `step` is `convert`, `filter`, `length`, `personal_data`,
+`exact_duplicate` or `near_duplicate`; `row` is the row as it arrived."""
+
+PART_SCHEMA: dict[str, Any] = CONVERSATION_SCHEMA | {"question": pl.String}
+"""Conversations before duplicates are looked for; `question` is the normalised prompt."""
 
 UNUSABLE = "convert"
 """The step whose rows count against `max_rejected`; the others are removed because you said so."""
-
-ROWS_FOR_DETECTION = 20
 
 
 @dataclass
@@ -56,9 +57,8 @@ class Row:
 
 @dataclass
 class Findings:
-    """What the first pass counts."""
+    """What is counted on the way; findings of batches add up."""
 
-    formats: dict[str, Format] = field(default_factory=dict)
     accepted: int = 0
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Rows by step and reason."""
@@ -72,38 +72,55 @@ class Findings:
     cut_turns: int = 0
     first_unusable: tuple[str, int, str] | None = None
 
+    def add(self, later: "Findings") -> None:
+        """Take in what was found in rows after these."""
+        self.accepted += later.accepted
+        self.personal_rows += later.personal_rows
+        self.cut_turns += later.cut_turns
+        for name in ("rejected", "repaired", "personal", "roles"):
+            getattr(self, name).update(getattr(later, name))
+        room = PERSONAL_EXAMPLES - len(self.personal_examples)
+        self.personal_examples += later.personal_examples[:room]
+        self.first_unusable = self.first_unusable or later.first_unusable
+
+
+PERSONAL_EXAMPLES = 20
+"""Places of personal data that are listed."""
+
 
 class Cleaner:
-    """Turns batches of raw rows into frames of conversations and of rejected rows."""
+    """Turns batches of raw rows into conversations and rejected rows; no batch knows another."""
 
-    def __init__(self, config: Dataset, where: str) -> None:
-        self.config, self.where = config, where
+    def __init__(self, config: Dataset, where: str, formats: Mapping[str, Format]) -> None:
+        """`formats` are those of every file, `where` is the dataset file, named in errors."""
+        self.config, self.where, self.formats = config, where, formats
         self.findings = Findings()
         self._converters: dict[str, Convert] = {}
-        self._seen: dict[int, tuple[str, int]] = {}
-        """Where a conversation was first seen, by 64 bits of its id."""
 
     def clean(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Frames of CONVERSATION_SCHEMA (with `question`, the normalised prompt) and
-        REJECTED_SCHEMA; together they have all rows of the batch."""
+        """Frames of PART_SCHEMA and REJECTED_SCHEMA; together they have all rows of the batch."""
         self._rejected: list[dict[str, Any]] = []
         rows = self._lengths_kept(self._cleaned(list(self._converted(raw))))
-        accepted = self._distinct(rows)
+        accepted = _frame(rows)
         self.findings.accepted += accepted.height
+        self.findings.roles.update(
+            turn["role"] for row in rows for turn in row.conversation.turns() if turn["role"]
+        )
         return accepted, pl.DataFrame(self._rejected, schema=REJECTED_SCHEMA)
 
     def _reject(self, row: Mapping[str, Any], step: str, reason: str, column: str | None) -> None:
         place = {k: row[k] for k in ("source", "line", "row")}
         self._rejected.append({**place, "step": step, "column": column, "reason": reason})
-        # Reasons that name another row are counted together.
-        self.findings.rejected[step, reason if step == UNUSABLE else ""] += 1
+        self.findings.rejected[step, reason] += 1
         if step == UNUSABLE and self.findings.first_unusable is None:
             self.findings.first_unusable = (row["source"], row["line"], reason)
 
     def _converted(self, raw: pl.DataFrame) -> Iterator[Row]:
         records = raw.to_dicts()
         parsed = [parse(record["row"]) for record in records]
-        self._prepare(records, parsed)
+        for record in records:
+            if record["source"] not in self._converters:
+                self._converters[record["source"]] = self._converter(record)
         kept = self._passing_filters(records, parsed)
         column = self.config.splits.column
         for record, row, keep in zip(records, parsed, kept, strict=True):
@@ -129,22 +146,10 @@ class Cleaner:
                 attributes,
             )
 
-    def _prepare(self, records: list[dict[str, Any]], parsed: list[Any]) -> None:
-        """Tell the format of every file that begins in this batch."""
-        for position, record in enumerate(records):
-            name = record["source"]
-            if name in self._converters:
-                continue
-            same = (p for r, p in zip(records, parsed, strict=True) if r["source"] == name)
-            first = [row for row, _ in zip(same, range(ROWS_FOR_DETECTION), strict=False)]
-            source = self.config.sources[record["source_index"]]
-            column = self.config.splits.column
-            also = [column] if column and not source.split else []
-            place = f"{name}:{records[position]['line']}"
-            found = format_of(first, source, place, also)
-            where = f"{self.where}: sources[{record['source_index']}]"
-            self.findings.formats[name] = found
-            self._converters[name] = converter(found, source, where)
+    def _converter(self, record: Mapping[str, Any]) -> Convert:
+        index = record["source_index"]
+        where = f"{self.where}: sources[{index}]"
+        return converter(self.formats[record["source"]], self.config.sources[index], where)
 
     def _passing_filters(self, records: list[dict[str, Any]], parsed: list[Any]) -> list[bool]:
         kept = [True] * len(records)
@@ -189,7 +194,7 @@ class Cleaner:
         self.findings.personal_rows += len(kinds)
         for i, names in sorted(kinds.items()):
             self.findings.personal.update(names)
-            if len(self.findings.personal_examples) < 20:
+            if len(self.findings.personal_examples) < PERSONAL_EXAMPLES:
                 # The place only: the data itself has no business in metadata.
                 self.findings.personal_examples.append(
                     {"source": rows[i].source, "line": rows[i].line, "kinds": sorted(names)}
@@ -212,29 +217,18 @@ class Cleaner:
             self._reject(_place(row), "length", reason, None)
         return kept
 
-    def _distinct(self, rows: list[Row]) -> pl.DataFrame:
-        drop = self.config.cleaning.exact_duplicates == "drop"
-        kept: list[dict[str, Any]] = []
-        for row in rows:
-            identity = _identity(row.conversation)
-            first = self._seen.setdefault(
-                int.from_bytes(identity[:8], "little"), (row.source, row.line)
-            )
-            if drop and first != (row.source, row.line):
-                reason = f"same as {first[0]}:{first[1]}"
-                self._reject(_place(row), "exact_duplicate", reason, None)
-                continue
-            self.findings.roles.update(m["role"] for m in row.conversation.turns() if m["role"])
-            kept.append(_record(row, identity.hex()))
-        frame = pl.DataFrame(kept, schema=CONVERSATION_SCHEMA | {"question": pl.String})
-        normal = cleaning.normalise(frame["question"])
-        keys = [
-            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-            for text in normal.to_list()
-        ]
-        return frame.with_columns(
-            normal.alias("question"), pl.Series("prompt_key", keys, dtype=pl.UInt64)
-        )
+
+def _frame(rows: list[Row]) -> pl.DataFrame:
+    """Rows as PART_SCHEMA."""
+    frame = pl.DataFrame([_record(row) for row in rows], schema=PART_SCHEMA)
+    normal = cleaning.normalise(frame["question"])
+    keys = [
+        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        for text in normal.to_list()
+    ]
+    return frame.with_columns(
+        normal.alias("question"), pl.Series("prompt_key", keys, dtype=pl.UInt64)
+    )
 
 
 def _pinned_split(row: Mapping[str, Any], column: str | None) -> str | None:
@@ -254,7 +248,7 @@ def _characters(conversation: Conversation) -> int:
     return sum(len(turn["content"]) for turn in conversation.turns())
 
 
-def _identity(conversation: Conversation) -> bytes:
+def _identity(conversation: Conversation) -> str:
     said = [
         conversation.messages,
         conversation.tools,
@@ -263,13 +257,13 @@ def _identity(conversation: Conversation) -> bytes:
         conversation.rejected,
         conversation.label,
     ]
-    return hashlib.blake2b(orjson.dumps(said), digest_size=12).digest()
+    return hashlib.blake2b(orjson.dumps(said), digest_size=12).hexdigest()
 
 
-def _record(row: Row, identity: str) -> dict[str, Any]:
+def _record(row: Row) -> dict[str, Any]:
     said = row.conversation
     return {
-        "id": identity,
+        "id": _identity(said),
         "messages": said.messages,
         "tools": said.tools,
         "text": said.text,

@@ -4,14 +4,19 @@ As in GPT-3's analysis (Brown et al., 2020, appendix C): n-grams of normalised w
 that many training rows share are phrases of the domain, not leaks.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 
-from finetune_assets.corpora.cleaning import normalise
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 SAMPLED = 64
 """N-grams kept of an evaluation row, those of the lowest hash: a uniform sample of a long row, and
@@ -25,7 +30,6 @@ LEAST = 5
 
 FILTER_BITS = 24
 _ODD = 0x9E3779B97F4A7C15
-_INVERSE = pow(_ODD, -1, 2**64)
 
 RESULT_SCHEMA: dict[str, Any] = {
     "row": pl.UInt32,
@@ -45,17 +49,16 @@ class Evaluation:
     count: int = 0
 
     def add(self, texts: pl.Series) -> None:
-        """Add normalised texts; their rows are numbered on."""
+        """Add texts in lower case; their rows are numbered on."""
         grams, row = ngrams(texts, self.n)
-        frame = (
-            pl.DataFrame({"row": row, "gram": grams})
-            .unique()
-            .group_by("row", maintain_order=False)
-            .agg(pl.col("gram").bottom_k(SAMPLED))
-            .explode("gram")
-        )
-        self.grams.append(frame["gram"].to_numpy())
-        self.rows.append(frame["row"].to_numpy() + np.uint32(self.count))
+        order = np.lexsort((grams, row))
+        grams, row = grams[order], row[order]
+        new = np.append(True, (grams[1:] != grams[:-1]) | (row[1:] != row[:-1]))[: len(row)]
+        grams, row = grams[new], row[new]
+        starts = np.flatnonzero(np.append(True, row[1:] != row[:-1])[: len(row)])
+        rank = np.arange(len(row)) - np.repeat(starts, np.diff(np.append(starts, len(row))))
+        self.grams.append(grams[rank < SAMPLED])
+        self.rows.append(row[rank < SAMPLED] + np.uint32(self.count))
         self.count += texts.len()
 
     def overlap(self, training: Iterable[pl.Series]) -> pl.DataFrame:
@@ -63,14 +66,14 @@ class Evaluation:
         training row that has most of them.
 
         Args:
-            training: normalised texts of training rows, in batches.
+            training: texts of training rows, in lower case, in batches.
         """
         if not self.grams:
             return pl.DataFrame(schema=RESULT_SCHEMA)
         grams, rows = np.concatenate(self.grams), np.concatenate(self.rows)
-        known = np.unique(grams)
+        known, gram = np.unique(grams, return_inverse=True)
         seen, matches = _search(known, training, self.n)
-        held = pl.DataFrame({"gram": np.searchsorted(known, grams), "row": rows})
+        held = pl.DataFrame({"gram": gram, "row": rows})
         telling = held.filter(pl.Series(seen <= COMMON).gather(held["gram"]))
         found = telling.join(matches, on="gram")
         whole = telling.group_by("row").agg(pl.len().alias("ngrams"))
@@ -112,60 +115,100 @@ def _search(
     seen = np.zeros(len(known), dtype=np.int64)
     kept: list[pl.DataFrame] = []
     start = 0
-    for texts in training:
+
+    def search(texts: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
         grams, row = ngrams(texts, n)
         possible = table[grams >> np.uint64(64 - FILTER_BITS)]
         grams, row = grams[possible], row[possible]
         place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
         hit = known[place] == grams
-        found = pl.DataFrame(
-            {"gram": place[hit], "training_row": row[hit] + np.uint32(start)}
-        ).unique(maintain_order=True)
+        return place[hit], row[hit], texts.len()
+
+    for place, row, rows in _in_threads(search, training):
+        found = pl.DataFrame({"gram": place, "training_row": row + np.uint32(start)}).unique(
+            maintain_order=True
+        )
         kept.append(found.filter(pl.Series(seen < COMMON).gather(found["gram"])))
         seen += np.bincount(found["gram"].to_numpy(), minlength=len(known))
-        start += texts.len()
+        start += rows
     schema = {"gram": pl.Int64, "training_row": pl.UInt32}
     return seen, pl.concat([pl.DataFrame(schema=schema), *kept])
+
+
+def _in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """Results in order; numpy works outside of Python's lock. Few items wait at a time."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[_Out]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def ngrams(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Hashes (uint64) of every n-gram of words, and the row (uint32) that each belongs to.
 
-    A text of fewer words is one n-gram. Rolling hash by prefix sums modulo 2**64: the hash of a
-    range of bytes does not depend on where the range stands.
+    A text of fewer words is one n-gram. Words are runs of letters, digits and what is not ASCII;
+    how they are parted does not matter.
     """
-    lines = texts.str.replace_all("\n", " ", literal=True)
-    joined = lines.str.join("\n")[0] if texts.len() else ""
-    content = np.frombuffer(("\n" + joined + "\n").encode(), dtype=np.uint8)
-    gap = content <= 32
-    starts = np.flatnonzero(gap[:-1] & ~gap[1:]) + 1
-    ends = np.flatnonzero(~gap[:-1] & gap[1:]) + 1
-    if not len(starts):
-        return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint32)
-    breaks = np.flatnonzero(content == 10)
-    row = (np.searchsorted(breaks, starts) - 1).astype(np.uint32)
-    words = np.bincount(row)[row]
-    index = np.arange(len(starts))
+    words, row = _words(texts)
+    count = len(words)
+    if not count:
+        return words, row
+    hashes = np.zeros(count, dtype=np.uint64)
+    whole = np.ones(count, dtype=bool)
+    for j in range(n):
+        same = np.zeros(count, dtype=bool)
+        same[: count - j] = row[j:] == row[: count - j]
+        factor = np.uint64(pow(_ODD, 2 * j + 1, 2**64))
+        hashes[same] += words[j:][same[: count - j]] * factor
+        whole &= same
     first = np.append(True, row[1:] != row[:-1])
-    last = index + np.minimum(n, words) - 1
-    inside = last < len(row)
-    inside[inside] = row[last[inside]] == row[index[inside]]
-    keep = np.flatnonzero(inside & ((words >= n) | first))
-    power = np.full(len(content) + 1, np.uint64(_ODD))
-    power[0] = 1
-    power = np.cumprod(power)
-    prefix = np.append(np.uint64(0), np.cumsum((content.astype(np.uint64) + 1) * power[:-1]))
-    inverse = np.full(len(content) + 1, np.uint64(_INVERSE))
-    inverse[0] = 1
-    inverse = np.cumprod(inverse)
-    begin, end = starts[keep], ends[last[keep]]
-    hashes = (prefix[end] - prefix[begin]) * inverse[begin]
+    keep = whole | (first & (np.bincount(row)[row] < n))
+    return _mixed(hashes[keep]), row[keep]
+
+
+def _words(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Hash of every word, and the row it is in.
+
+    By prefix sums modulo 2**64: the hash of a range of bytes does not depend on where it stands.
+    """
+    joined = texts.str.replace_all("\0", " ", literal=True).str.join("\0")
+    content = np.frombuffer(f"\0{joined[0] if texts.len() else ''}\0".encode(), dtype=np.uint8)
+    gap = _GAP[content]
+    edges = np.flatnonzero(gap[1:] != gap[:-1]) + 1
+    starts, ends = edges[::2], edges[1::2]
+    row = (np.searchsorted(np.flatnonzero(content == 0), starts) - 1).astype(np.uint32)
+    power, inverse = _powers(1 << len(content).bit_length())
+    prefix = np.zeros(len(content) + 1, dtype=np.uint64)
+    np.cumsum((content.astype(np.uint64) + np.uint64(1)) * power[: len(content)], out=prefix[1:])
+    return _mixed((prefix[ends] - prefix[starts]) * inverse[starts]), row
+
+
+_GAP = np.array([not (chr(b).isalnum() or b == 95 or b > 127) for b in range(256)])
+
+
+@lru_cache(maxsize=4)
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first powers of an odd number and of its inverse, modulo 2**64."""
+    made = []
+    for base in (_ODD, pow(_ODD, -1, 2**64)):
+        power = np.full(count, base, dtype=np.uint64)
+        power[0] = 1
+        made.append(np.cumprod(power))
+    return made[0], made[1]
+
+
+def _mixed(hashes: np.ndarray) -> np.ndarray:
     hashes = (hashes ^ (hashes >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
-    return hashes ^ (hashes >> np.uint64(29)), row[keep]
+    return hashes ^ (hashes >> np.uint64(29))
 
 
 def texts_of(frames: Iterable[pl.DataFrame]) -> Iterator[pl.Series]:
-    """Normalised text of everything that rows say, turns joined."""
+    """Everything that rows say, in lower case, turns joined."""
     said = pl.concat_str(
         pl.col("text"),
         _joined("messages"),
@@ -174,7 +217,7 @@ def texts_of(frames: Iterable[pl.DataFrame]) -> Iterator[pl.Series]:
         ignore_nulls=True,
     )
     for frame in frames:
-        yield normalise(frame.select(said.alias("text"))["text"])
+        yield frame.select(said.str.to_lowercase().alias("text"))["text"]
 
 
 def _joined(column: str) -> pl.Expr:

@@ -16,7 +16,9 @@ from finetune_assets.errors import UserError
 Batch = list[tuple[int, str]]
 """Rows as (line, JSON text of one object)."""
 
-BATCH_ROWS = 4096
+BATCH_ROWS, BATCH_CHARACTERS = 4096, 8 << 20
+"""A batch ends at as many rows or characters."""
+
 BLOCK = 8 << 20
 """Bytes read at once from a text file."""
 
@@ -43,12 +45,13 @@ def read(uri: str, shown: str | None = None) -> Iterator[Batch]:
     with _damage_explained(name), fsspec.open(uri, "rb", compression=compression) as stream:
         rows = READERS[suffix_of(uri)](stream, name)  # pyright: ignore
         batch: Batch = []
-        empty = True
+        size, empty = 0, True
         for row in rows:
             batch.append(row)
-            if len(batch) == BATCH_ROWS:
+            size += len(row[1])
+            if len(batch) == BATCH_ROWS or size >= BATCH_CHARACTERS:
                 yield batch
-                batch, empty = [], False
+                batch, size, empty = [], 0, False
         if batch:
             yield batch
         elif empty:

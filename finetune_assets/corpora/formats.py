@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from finetune_assets.catalog.config import Dataset
 from finetune_assets.catalog.sources import Source
+from finetune_assets.corpora.files import parse
 from finetune_assets.errors import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -35,6 +40,10 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "template": (),
 }
 """Columns that a format cannot do without."""
+
+
+ROWS_FOR_DETECTION = 20
+"""First rows of a file that tell its format."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,26 @@ def format_of(
     missing = [NAMES[field][0] for field in REQUIRED[name] if field not in found]
     _require(columns, missing, where)
     return Format(name, found)
+
+
+def formats_of(raw: Path, config: Dataset) -> dict[str, Format]:
+    """The format of every file in a Parquet file of raw rows, from the file's first rows."""
+    rows = pl.scan_parquet(raw, row_index_name="number")
+    first = (
+        rows.group_by("source", maintain_order=True)
+        .agg(pl.col("number").first(), pl.col("line").first(), pl.col("source_index").first())
+        .collect(engine="streaming")
+        .sort("number")
+    )
+    column = config.splits.column
+    found: dict[str, Format] = {}
+    for name, number, line, index in first.iter_rows():
+        texts = rows.slice(number, ROWS_FOR_DETECTION).filter(pl.col("source") == name)
+        parsed = [parse(text) for text in texts.select("row").collect()["row"]]
+        source = config.sources[index]
+        also = [column] if column and not source.split else []
+        found[name] = format_of(parsed, source, f"{name}:{line}", also)
+    return found
 
 
 def _declared(source: Source) -> dict[str, str]:
@@ -128,8 +157,6 @@ def _detect(
 
 def _list(value: Any) -> list[Any]:
     """A list of objects, as it is or as JSON text."""
-    from finetune_assets.corpora.files import parse
-
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = parse(value)

@@ -86,19 +86,25 @@ def _shingles(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     return np.append(codes, np.zeros(SHINGLE - 1, dtype=np.uint64)), offsets
 
 
-def candidates(signature_file: Path, lengths: np.ndarray, similarity: float) -> pl.DataFrame:
+def candidates(
+    signature_files: list[Path], lengths: np.ndarray, among: np.ndarray, similarity: float
+) -> pl.DataFrame:
     """Pairs (`later`, `earlier`) that share a band and could be as similar by what else is known.
 
     Args:
-        signature_file: Parquet of `signatures` for all rows; one band is in memory at a time.
+        signature_files: Parquet files of `signatures`; one band is in memory at a time.
         lengths: characters of every normalised text.
+        among: whether each row takes part.
     """
     names = list(signature_schema())
-    sketch = pl.read_parquet(signature_file, columns=names[BANDS:]).to_numpy()
+    rows = np.flatnonzero(among).astype(np.uint32)
+    lengths = lengths[among]
+    kept_rows = pl.Series(among)
+    sketch = pl.read_parquet(signature_files, columns=names[BANDS:]).filter(kept_rows).to_numpy()
     sketch = np.ascontiguousarray(sketch).view(np.uint8)
     found = pl.DataFrame(schema={"later": pl.UInt32, "earlier": pl.UInt32})
     for number, band in enumerate(names[:BANDS]):
-        bucket = pl.read_parquet(signature_file, columns=[band])[band].to_numpy()
+        bucket = pl.read_parquet(signature_files, columns=[band])[band].filter(kept_rows).to_numpy()
         kept = []
         for later, earlier in _meetings(bucket, sketch, number % (SKETCH - 1)):
             near = _lengths_allow(lengths[later], lengths[earlier], similarity)
@@ -106,7 +112,10 @@ def candidates(signature_file: Path, lengths: np.ndarray, similarity: float) -> 
             near = (sketch[later] == sketch[earlier]).sum(axis=1) >= SKETCH_EQUAL
             kept.append(pl.DataFrame({"later": later[near], "earlier": earlier[near]}))
         found = pl.concat([found, *kept]).unique()
-    return found.sort("later", "earlier")
+    return found.select(
+        pl.Series("later", rows[found["later"].to_numpy()]),
+        pl.Series("earlier", rows[found["earlier"].to_numpy()]),
+    ).sort("later", "earlier")
 
 
 def _meetings(
@@ -150,7 +159,7 @@ def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> pl.
     scores = [np.empty(0, dtype=np.float32)]
     for part in proposed.select("later", "earlier").iter_slices(PAIRS_AT_ONCE):
         needed = pl.concat([part["later"], part["earlier"]]).unique().sort()
-        known = dict(zip(needed.to_list(), texts(needed), strict=True))
+        known = texts(needed)
         pairs = [(known[later], known[earlier]) for later, earlier in part.iter_rows()]
         score = cpdist(
             [later for later, _ in pairs],
@@ -162,7 +171,9 @@ def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> pl.
         other = [_another_number(*pair) for pair in pairs]
         scores.append(np.where(other, 0, score).astype(np.float32))
     similarities = pl.Series("similarity", np.concatenate(scores))
-    return proposed.select("later", "earlier", similarities).filter(pl.col("similarity") >= similarity)
+    return proposed.select("later", "earlier", similarities).filter(
+        pl.col("similarity") >= similarity
+    )
 
 
 def _another_number(a: str, b: str) -> bool:
@@ -175,17 +186,16 @@ _NUMBERS = re.compile(r"\d+")
 
 
 class TextsOf:
-    """Texts of given rows, read from a Parquet file when asked for."""
+    """Texts of given rows, read when asked for."""
 
-    def __init__(self, path: Path, text: pl.Expr) -> None:
-        self._path, self._text = path, text
+    def __init__(self, rows: pl.LazyFrame, text: pl.Expr) -> None:
+        """`rows` has the position of each row as `row`."""
+        self._rows, self._text = rows, text
 
-    def __call__(self, rows: pl.Series) -> Iterator[str]:
+    def __call__(self, rows: pl.Series) -> dict[int, str]:
         wanted = (
-            pl.scan_parquet(self._path)
-            .with_row_index("row")
-            .filter(pl.col("row").is_in(rows.implode()))
-            .select(self._text.str.slice(0, COMPARED_CHARACTERS).alias("text"))
+            self._rows.filter(pl.col("row").is_in(rows.implode()))
+            .select("row", self._text.str.slice(0, COMPARED_CHARACTERS).alias("text"))
             .collect(engine="streaming")
         )
-        return iter(wanted["text"])
+        return dict(wanted.iter_rows())

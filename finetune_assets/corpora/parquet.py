@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-ROW_GROUP = 32_768
-"""Rows of a row group: what a reader holds in memory at least."""
+ROW_GROUP, ROW_GROUP_BYTES = 32_768, 64 << 20
+"""A row group ends at as many rows or bytes: what a reader holds in memory at least."""
 
 
 @contextmanager
@@ -36,17 +36,34 @@ def writing_parquet(
 
         def append(frame: pl.DataFrame) -> None:
             held.append(frame)
-            if sum(f.height for f in held) >= ROW_GROUP:
+            size = sum(f.estimated_size() for f in held)
+            if size >= ROW_GROUP_BYTES or sum(f.height for f in held) >= ROW_GROUP:
                 flush()
 
         yield append
         flush()
 
 
-def batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
-    """Rows of a Parquet file in frames of at most `rows`, in order."""
+def row_groups(path: Path) -> int:
+    """Row groups of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path).num_row_groups
+
+
+def batches(
+    path: Path, rows: int, columns: list[str] | None = None, group: int | None = None
+) -> Iterator[pl.DataFrame]:
+    """Rows of a Parquet file, or of one row group, in frames of at most `rows`, in order."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=rows, columns=columns):
-            yield pl.DataFrame(pl.from_arrow(batch))
+        for each in range(file.num_row_groups) if group is None else [group]:
+            table = pl.from_arrow(file.read_row_group(each, columns=columns))
+            yield from pl.DataFrame(table).iter_slices(rows)
+
+
+def sink(rows: pl.LazyFrame, path: Path, row_bytes: float) -> None:
+    """Write rows in a stream; `row_bytes` is about what one takes in memory."""
+    size = max(1, min(ROW_GROUP, int(ROW_GROUP_BYTES / max(1.0, row_bytes))))
+    rows.sink_parquet(path, compression="zstd", compression_level=1, row_group_size=size)

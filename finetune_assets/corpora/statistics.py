@@ -22,7 +22,9 @@ OUTLIER_RANGES = 3
 """Interquartile ranges above the third quartile from which an answer is far longer than others."""
 
 
-def describe(folder: Path, findings: Findings, total: int) -> dict[str, Any]:
+def describe(
+    folder: Path, findings: Findings, total: int, formats: dict[str, str]
+) -> dict[str, Any]:
     """Statistics of a corpus folder as JSON values; `rows_hash` is its data version."""
     rows = folder / "rows.parquet"
     removed = findings.rejected
@@ -39,7 +41,7 @@ def describe(folder: Path, findings: Findings, total: int) -> dict[str, Any]:
             if count
         ],
         "rejected_preview": _rejected_preview(folder / "rejected.parquet"),
-        "formats": {file: found.name for file, found in findings.formats.items()},
+        "formats": formats,
         "repaired": dict(findings.repaired),
         "exact_duplicates": _of_step(findings, "exact_duplicate"),
         "near_duplicates": near + _of_step(findings, "near_duplicate"),
