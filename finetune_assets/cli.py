@@ -1,4 +1,4 @@
-"""The command line: `finetune run`, `check`, `schema`."""
+"""The command line: `finetune run`, `check`, `init`, `schema`."""
 
 import json
 import os
@@ -70,6 +70,42 @@ def check(
             console.print(str(error), markup=False)
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the new dataset.")],
+    origin: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="File, folder, glob, s3:// URI, hub:ORG/NAME@REVISION, package.module:function, "
+            "or with --query a postgresql:// or sqlite:// URI.",
+        ),
+    ],
+    query: Annotated[str | None, typer.Option(help="SQL whose rows are read.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model to tune; default: the one that ships in a package.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows to show as the model will see them.")] = 3,
+    force: Annotated[bool, typer.Option(help="Overwrite a dataset of this name.")] = False,
+) -> None:
+    """Look at data, and write a commented dataset file for it into the catalog."""
+    from finetune_assets.preview import show_tokens
+    from finetune_assets.proposal.file import require_free, write
+    from finetune_assets.proposal.propose import propose
+
+    with _readably():
+        if not force:
+            require_free(name)
+        made = propose(name, origin, query, base)
+        written = write(name, made.text, made.beside)
+        console.print(f"[green]✓[/green] read {made.read}:")
+        for line in made.seen:
+            console.print(f"  {line}", markup=False)
+        show_tokens(made.entry, made.rows, rows, console)
+        console.print(f"wrote {', '.join(written)} into {settings.catalog_uri()}; next:")
+        console.print(f"  finetune check {name}\n  finetune run {name}")
 
 
 @app.command()

@@ -159,8 +159,8 @@ def ngrams(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
     if not count:
         return words, row
     hashes = np.zeros(count, dtype=np.uint64)
-    whole = np.ones(count, dtype=bool)
-    for j in range(n):
+    whole = np.full(count, count >= n)
+    for j in range(min(n, count)):
         same = np.zeros(count, dtype=bool)
         same[: count - j] = row[j:] == row[: count - j]
         factor = np.uint64(pow(_ODD, 2 * j + 1, 2**64))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_assets.errors import UserError
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
+
+CHATML_TOOLS = Path(__file__).with_name("chatml_tools.j2")
+"""A ChatML template that renders tools and calls, for bases whose own leaves them out."""
 
 
 def is_learned(row: Row) -> bool:
@@ -87,6 +91,6 @@ def _require_calls_rendered(
             f"{row['source']}:{row['line']}",
             f"the row calls or describes the function '{missing}', "
             "which the base's chat template leaves out",
-            "declare a template that renders tools with `base: {model: ..., chat_template: FILE}`, "
-            "such as examples/chat_templates/chatml_tools.jinja",
+            "declare a template that renders tools with `base: {model: ..., chat_template: FILE}`; "
+            f"for bases that speak ChatML, a copy of {CHATML_TOOLS}",
         )

@@ -1,0 +1,1 @@
+"""`finetune init`: from data at hand to a dataset file that runs as it is."""

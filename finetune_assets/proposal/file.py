@@ -1,0 +1,87 @@
+"""The file that `finetune init` writes: its text, and its place in the catalog."""
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from finetune_assets import settings
+from finetune_assets.errors import UserError
+
+
+def require_free(name: str) -> None:
+    """Raise if the catalog has a dataset of this name."""
+    fs, folder = fsspec.core.url_to_fs(settings.catalog_uri())
+    for suffix in (".yaml", ".yml"):
+        if fs.exists(f"{folder}/{name}{suffix}"):
+            raise UserError(
+                f"{settings.catalog_uri()}/{name}{suffix}",
+                "the dataset is there already",
+                "choose another name, or overwrite it with --force",
+            )
+
+
+def write(name: str, text: str, beside: dict[str, str]) -> list[str]:
+    """Write a dataset file, and what it needs beside it unless that is there.
+
+    Returns:
+        Names of the files written.
+    """
+    fs, folder = fsspec.core.url_to_fs(settings.catalog_uri())
+    fs.makedirs(folder, exist_ok=True)
+    missing = {k: v for k, v in beside.items() if not fs.exists(f"{folder}/{k}")}
+    written = missing | {f"{name}.yaml": text}
+    for file, content in written.items():
+        fs.pipe_file(f"{folder}/{file}", content.encode())
+    return list(written)
+
+
+def render(**keys: Any) -> str:
+    """The dataset file as text; strings of the data are quoted or made comments."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"yaml": _yaml, "block": _block, "comment": _comment}
+    return environment.get_template("dataset.yaml.j2").render(keys)
+
+
+def _yaml(value: Any) -> str:
+    """One line of YAML."""
+    import yaml
+
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    text = yaml.safe_dump(
+        value,
+        default_flow_style=True,
+        default_style=style,
+        width=float("inf"),
+        allow_unicode=True,
+        sort_keys=False,
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _block(text: str, indent: int) -> str:
+    """A text of several lines as they are."""
+    return "\n".join(["|-", *(f"{' ' * indent}{line}" for line in text.split("\n"))])
+
+
+def _comment(text: str, indent: int = 0, hanging: int = 0) -> str:
+    import textwrap
+
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    start = f"{' ' * indent}# "
+    return textwrap.fill(
+        printable,
+        width=98,
+        initial_indent=start,
+        subsequent_indent=start + " " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
