@@ -18,9 +18,9 @@ import polars as pl
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
-SAMPLED = 64
-"""N-grams kept of an evaluation row, those of the lowest hash: a uniform sample of a long row, and
-what bounds memory."""
+SAMPLED_MOST, SAMPLED_LEAST, SAMPLED_IN_ALL = 64, 16, 4_000_000
+"""N-grams kept of an evaluation row, those of the lowest hash: a uniform sample of a long row. As
+many as bound memory, whatever the number of rows."""
 
 COMMON = 10
 """An n-gram in more training rows than this is common, and says nothing."""
@@ -28,7 +28,9 @@ COMMON = 10
 LEAST = 5
 """A row with fewer n-grams that are not common is not judged, unless it is short as a whole."""
 
-FILTER_BITS = 24
+FILTER_SLOTS = 16
+"""Slots per known n-gram of the table that most n-grams of training are turned away by."""
+
 _ODD = 0x9E3779B97F4A7C15
 
 RESULT_SCHEMA: dict[str, Any] = {
@@ -44,9 +46,16 @@ class Evaluation:
     """Sampled n-grams of rows that training must not contain."""
 
     n: int
+    expected_rows: int
     grams: list[np.ndarray] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
     count: int = 0
+
+    @property
+    def sampled(self) -> int:
+        """N-grams kept of a row."""
+        fair = SAMPLED_IN_ALL // max(1, self.expected_rows)
+        return max(SAMPLED_LEAST, min(SAMPLED_MOST, fair))
 
     def add(self, texts: pl.Series) -> None:
         """Add texts in lower case; their rows are numbered on."""
@@ -57,8 +66,8 @@ class Evaluation:
         grams, row = grams[new], row[new]
         starts = np.flatnonzero(np.append(True, row[1:] != row[:-1])[: len(row)])
         rank = np.arange(len(row)) - np.repeat(starts, np.diff(np.append(starts, len(row))))
-        self.grams.append(grams[rank < SAMPLED])
-        self.rows.append(row[rank < SAMPLED] + np.uint32(self.count))
+        self.grams.append(grams[rank < self.sampled])
+        self.rows.append(row[rank < self.sampled] + np.uint32(self.count))
         self.count += texts.len()
 
     def overlap(self, training: Iterable[pl.Series]) -> pl.DataFrame:
@@ -110,15 +119,17 @@ def _search(
     known: np.ndarray, training: Iterable[pl.Series], n: int
 ) -> tuple[np.ndarray, pl.DataFrame]:
     """In how many training rows each known n-gram is, and (gram, training_row) of the first."""
-    table = np.zeros(1 << FILTER_BITS, dtype=bool)
-    table[known >> np.uint64(64 - FILTER_BITS)] = True
+    bits = (len(known) * FILTER_SLOTS).bit_length()
+    shift = np.uint64(64 - bits)
+    table = np.zeros(1 << bits, dtype=bool)
+    table[known >> shift] = True
     seen = np.zeros(len(known), dtype=np.int64)
     kept: list[pl.DataFrame] = []
     start = 0
 
     def search(texts: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
         grams, row = ngrams(texts, n)
-        possible = table[grams >> np.uint64(64 - FILTER_BITS)]
+        possible = table[grams >> shift]
         grams, row = grams[possible], row[possible]
         place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
         hit = known[place] == grams

@@ -120,7 +120,8 @@ class Division:
         """Overlap of validation, test and benchmark rows with training rows."""
         config = self.config.contamination
         codes = {name: SPLIT_NAMES.index(name) for name in ("validation", "test")}
-        evaluation = Evaluation(config.n)
+        sizes = self.assignment.sizes()
+        evaluation = Evaluation(config.n, sum(sizes[name] for name in codes))
         kinds: list[pl.Series] = []
         for name, code in codes.items():
             for texts in self._texts(code):

@@ -18,7 +18,7 @@ def words(count: int) -> str:
 
 
 def overlaps(evaluation: list[str], training: list[str], n: int = 5) -> dict[int, float]:
-    judged = Evaluation(n)
+    judged = Evaluation(n, len(evaluation))
     judged.add(pl.Series(evaluation))
     return dict(judged.overlap([pl.Series(training)]).select("row", "overlap").iter_rows())
 
