@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
 
@@ -13,6 +14,7 @@ from finetune_assets.catalog.config import Dataset
 from finetune_assets.corpora import cleaning, personal_data
 from finetune_assets.corpora.conversations import (
     CONVERSATION_SCHEMA,
+    MESSAGES,
     SPLIT_NAMES,
     Conversation,
     Convert,
@@ -22,7 +24,7 @@ from finetune_assets.corpora.conversations import (
 from finetune_assets.corpora.files import parse
 from finetune_assets.corpora.filters import passes
 from finetune_assets.corpora.formats import Format
-from finetune_assets.corpora.messages import Unusable
+from finetune_assets.corpora.messages import Message, Unusable
 
 REJECTED_SCHEMA: dict[str, Any] = {
     "source": pl.String,
@@ -220,15 +222,51 @@ class Cleaner:
 
 def _frame(rows: list[Row]) -> pl.DataFrame:
     """Rows as PART_SCHEMA."""
-    frame = pl.DataFrame([_record(row) for row in rows], schema=PART_SCHEMA)
-    normal = cleaning.normalise(frame["question"])
+    said = [row.conversation for row in rows]
+    normal = cleaning.normalise(question(c) for c in said)
     keys = [
         int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
         for text in normal.to_list()
     ]
-    return frame.with_columns(
-        normal.alias("question"), pl.Series("prompt_key", keys, dtype=pl.UInt64)
+    columns: dict[str, Any] = {
+        "id": [_identity(c) for c in said],
+        "messages": _turns([c.messages for c in said]),
+        "tools": [c.tools for c in said],
+        "text": [c.text for c in said],
+        "chosen": _turns([c.chosen for c in said]),
+        "rejected": _turns([c.rejected for c in said]),
+        "label": [c.label for c in said],
+        "source": [row.source for row in rows],
+        "source_index": [row.source_index for row in rows],
+        "line": [row.line for row in rows],
+        "split": [row.split for row in rows],
+        "attributes": [row.attributes for row in rows],
+        "prompt_key": keys,
+        "duplicate_of": [None] * len(rows),
+        "characters": [_characters(c) for c in said],
+        "answer_characters": [sum(map(len, c.answers())) for c in said],
+        "question": normal,
+    }
+    return pl.DataFrame(columns, schema=PART_SCHEMA)
+
+
+def _turns(rows: list[list[Message] | None]) -> pl.Series:
+    """Turns of every row as MESSAGES, built flat, which is several times faster than nested."""
+    import pyarrow as pa
+
+    turns = [turn for row in rows for turn in row or ()]
+    names = ("role", "content", "weight", "tool_calls")
+    types = (pa.large_string(), pa.large_string(), pa.float32(), pa.large_string())
+    fields = [
+        pa.array([turn[name] for turn in turns], type=kind)
+        for name, kind in zip(names, types, strict=True)
+    ]
+    ends = np.cumsum([0, *(len(row or ()) for row in rows)])
+    mask = pa.array([row is None for row in rows], type=pa.bool_())
+    made = pa.LargeListArray.from_arrays(
+        pa.array(ends, type=pa.int64()), pa.StructArray.from_arrays(fields, names), mask=mask
     )
+    return pl.Series(pl.from_arrow(made), dtype=MESSAGES)
 
 
 def _pinned_split(row: Mapping[str, Any], column: str | None) -> str | None:
@@ -258,24 +296,3 @@ def _identity(conversation: Conversation) -> str:
         conversation.label,
     ]
     return hashlib.blake2b(orjson.dumps(said), digest_size=12).hexdigest()
-
-
-def _record(row: Row) -> dict[str, Any]:
-    said = row.conversation
-    return {
-        "id": _identity(said),
-        "messages": said.messages,
-        "tools": said.tools,
-        "text": said.text,
-        "chosen": said.chosen,
-        "rejected": said.rejected,
-        "label": said.label,
-        "source": row.source,
-        "source_index": row.source_index,
-        "line": row.line,
-        "split": row.split,
-        "attributes": row.attributes,
-        "characters": _characters(said),
-        "answer_characters": sum(map(len, said.answers())),
-        "question": question(said),
-    }

@@ -7,6 +7,7 @@ import polars as pl
 from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.sources import Source
 from finetune_assets.corpora import files
+from finetune_assets.corpora.contamination import Batch
 from finetune_assets.corpora.conversations import converter
 from finetune_assets.corpora.formats import format_of
 from finetune_assets.corpora.messages import Unusable
@@ -22,7 +23,7 @@ def pinned_benchmarks(entry: Entry) -> list[list[str]]:
     ]
 
 
-def benchmark_texts(uri: str, where: str) -> Iterator[pl.Series]:
+def benchmark_texts(uri: str, where: str) -> Iterator[Batch]:
     """Texts of a benchmark's rows, in lower case, in batches.
 
     A row that is no conversation is compared by all of its text.
@@ -41,4 +42,4 @@ def benchmark_texts(uri: str, where: str) -> Iterator[pl.Series]:
                 except Unusable:
                     said = [value for value in row.values() if isinstance(value, str)]
                 texts.append(" ".join(said))
-            yield pl.Series(texts, dtype=pl.String).str.to_lowercase()
+            yield pl.Series(texts, dtype=pl.String).str.to_lowercase

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import polars as pl
 
@@ -33,19 +33,20 @@ def repair(texts: list[str], config: Cleaning) -> tuple[list[str], dict[str, lis
             if mended != repaired[position]:
                 repaired[position] = mended
                 changed[name].append(position)
+        if changed[name]:
+            series = pl.Series(repaired, dtype=pl.String)
     return repaired, changed
 
 
-def normalise(texts: pl.Series) -> pl.Series:
+def normalise(texts: Iterable[str]) -> pl.Series:
     """Case, punctuation, width and spacing do not make another question."""
+    composed = [t if t.isascii() else unicodedata.normalize("NFKC", t) for t in texts]
+    series = pl.Series(composed, dtype=pl.String)
     plain = (
-        texts.str.normalize("NFKC")
-        .str.to_lowercase()
-        .str.replace_all(r"[^\p{L}\p{M}\p{N}_]+", " ")
-        .str.strip_chars(" ")
+        series.str.to_lowercase().str.replace_all(r"[^\p{L}\p{M}\p{N}_]+", " ").str.strip_chars(" ")
     )
     # A text of punctuation alone is itself.
-    return plain.zip_with(plain.str.len_bytes() > 0, texts)
+    return plain.zip_with(plain.str.len_bytes() > 0, series)
 
 
 _CONTROLS = re.compile(CONTROL)

@@ -4,19 +4,15 @@ As in GPT-3's analysis (Brown et al., 2020, appendix C): n-grams of normalised w
 that many training rows share are phrases of the domain, not leaks.
 """
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
+from finetune_assets.corpora.threads import in_threads
 
 SAMPLED_MOST, SAMPLED_LEAST, SAMPLED_IN_ALL = 64, 16, 4_000_000
 """N-grams kept of an evaluation row, those of the lowest hash: a uniform sample of a long row. As
@@ -32,6 +28,9 @@ FILTER_SLOTS = 16
 """Slots per known n-gram of the table that most n-grams of training are turned away by."""
 
 _ODD = 0x9E3779B97F4A7C15
+
+Batch = Callable[[], pl.Series]
+"""Gives texts in lower case when asked, which is in another thread."""
 
 RESULT_SCHEMA: dict[str, Any] = {
     "row": pl.UInt32,
@@ -57,8 +56,15 @@ class Evaluation:
         fair = SAMPLED_IN_ALL // max(1, self.expected_rows)
         return max(SAMPLED_LEAST, min(SAMPLED_MOST, fair))
 
-    def add(self, texts: pl.Series) -> None:
-        """Add texts in lower case; their rows are numbered on."""
+    def add(self, batches: Iterable[Batch]) -> None:
+        """Add rows; they are numbered on."""
+        for grams, row, rows in in_threads(self._sample, batches):
+            self.grams.append(grams)
+            self.rows.append(row + np.uint32(self.count))
+            self.count += rows
+
+    def _sample(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
+        texts = batch()
         grams, row = ngrams(texts, self.n)
         order = np.lexsort((grams, row))
         grams, row = grams[order], row[order]
@@ -66,16 +72,14 @@ class Evaluation:
         grams, row = grams[new], row[new]
         starts = np.flatnonzero(np.append(True, row[1:] != row[:-1])[: len(row)])
         rank = np.arange(len(row)) - np.repeat(starts, np.diff(np.append(starts, len(row))))
-        self.grams.append(grams[rank < self.sampled])
-        self.rows.append(row[rank < self.sampled] + np.uint32(self.count))
-        self.count += texts.len()
+        return grams[rank < self.sampled], row[rank < self.sampled], texts.len()
 
-    def overlap(self, training: Iterable[pl.Series]) -> pl.DataFrame:
+    def overlap(self, training: Iterable[Batch]) -> pl.DataFrame:
         """For every row that shares n-grams with training (RESULT_SCHEMA): the share found, and the
         training row that has most of them.
 
         Args:
-            training: texts of training rows, in lower case, in batches.
+            training: texts of training rows.
         """
         if not self.grams:
             return pl.DataFrame(schema=RESULT_SCHEMA)
@@ -116,7 +120,7 @@ class Evaluation:
 
 
 def _search(
-    known: np.ndarray, training: Iterable[pl.Series], n: int
+    known: np.ndarray, training: Iterable[Batch], n: int
 ) -> tuple[np.ndarray, pl.DataFrame]:
     """In how many training rows each known n-gram is, and (gram, training_row) of the first."""
     bits = (len(known) * FILTER_SLOTS).bit_length()
@@ -127,7 +131,8 @@ def _search(
     kept: list[pl.DataFrame] = []
     start = 0
 
-    def search(texts: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
+    def search(batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
+        texts = batch()
         grams, row = ngrams(texts, n)
         possible = table[grams >> shift]
         grams, row = grams[possible], row[possible]
@@ -135,7 +140,7 @@ def _search(
         hit = known[place] == grams
         return place[hit], row[hit], texts.len()
 
-    for place, row, rows in _in_threads(search, training):
+    for place, row, rows in in_threads(search, training):
         found = pl.DataFrame({"gram": place, "training_row": row + np.uint32(start)}).unique(
             maintain_order=True
         )
@@ -144,19 +149,6 @@ def _search(
         start += rows
     schema = {"gram": pl.Int64, "training_row": pl.UInt32}
     return seen, pl.concat([pl.DataFrame(schema=schema), *kept])
-
-
-def _in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """Results in order; numpy works outside of Python's lock. Few items wait at a time."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[_Out]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def ngrams(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -218,17 +210,12 @@ def _mixed(hashes: np.ndarray) -> np.ndarray:
     return hashes ^ (hashes >> np.uint64(29))
 
 
-def texts_of(frames: Iterable[pl.DataFrame]) -> Iterator[pl.Series]:
+def text_of(frame: pl.DataFrame) -> pl.Series:
     """Everything that rows say, in lower case, turns joined."""
     said = pl.concat_str(
-        pl.col("text"),
-        _joined("messages"),
-        _joined("chosen"),
-        separator=" ",
-        ignore_nulls=True,
+        pl.col("text"), _joined("messages"), _joined("chosen"), separator=" ", ignore_nulls=True
     )
-    for frame in frames:
-        yield frame.select(said.str.to_lowercase().alias("text"))["text"]
+    return frame.select(said.str.to_lowercase().alias("text"))["text"]
 
 
 def _joined(column: str) -> pl.Expr:

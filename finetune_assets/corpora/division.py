@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import polars as pl
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.corpora import splits
 from finetune_assets.corpora.benchmarks import benchmark_texts
-from finetune_assets.corpora.contamination import Evaluation, texts_of
+from finetune_assets.corpora.contamination import Batch, Evaluation, text_of
 from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA, SPLIT_NAMES
 from finetune_assets.corpora.parquet import batches, sink
 from finetune_assets.corpora.splits import SET_ASIDE, Assignment
@@ -123,17 +123,14 @@ class Division:
         sizes = self.assignment.sizes()
         evaluation = Evaluation(config.n, sum(sizes[name] for name in codes))
         kinds: list[pl.Series] = []
-        for name, code in codes.items():
-            for texts in self._texts(code):
-                evaluation.add(texts)
-            kinds.append(
-                pl.Series([name]).new_from_index(0, evaluation.count - sum(map(len, kinds)))
-            )
-        for benchmark in config.benchmarks:
-            for texts in benchmark_texts(self.locate(benchmark), self.where):
-                evaluation.add(texts)
-            new = evaluation.count - sum(map(len, kinds))
-            kinds.append(pl.Series([benchmark]).new_from_index(0, new))
+        groups: list[tuple[str, Iterator[Batch]]] = [
+            (name, self._texts(code)) for name, code in codes.items()
+        ]
+        groups += [(b, benchmark_texts(self.locate(b), self.where)) for b in config.benchmarks]
+        for name, texts in groups:
+            before = evaluation.count
+            evaluation.add(texts)
+            kinds.append(pl.Series([name]).new_from_index(0, evaluation.count - before))
         kind = pl.concat(kinds)
         training = SPLIT_NAMES.index("train")
         found = evaluation.overlap(self._texts(training))
@@ -182,11 +179,15 @@ class Division:
             "ngrams",
         )
 
-    def _texts(self, code: int) -> Iterator[pl.Series]:
+    def _texts(self, code: int) -> Iterator[Batch]:
         start = 0
         chosen = self.assignment.row == code
         for frame in batches(self.rows, BATCH_ROWS, ["text", "messages", "chosen"]):
             mask = pl.Series(chosen[start : start + frame.height])
             start += frame.height
             if mask.any():
-                yield from texts_of([frame.filter(mask)])
+                yield partial(_text_of_some, frame, mask)
+
+
+def _text_of_some(frame: pl.DataFrame, mask: pl.Series) -> pl.Series:
+    return text_of(frame.filter(mask))

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from finetune_assets.corpora.threads import in_threads
+
 SHINGLE = 6
 """Bytes of a shingle: shorter ones make all English look alike, longer ones miss short prompts."""
 
@@ -92,7 +94,7 @@ def candidates(
     """Pairs (`later`, `earlier`) that share a band and could be as similar by what else is known.
 
     Args:
-        signature_files: Parquet files of `signatures`; one band is in memory at a time.
+        signature_files: Parquet files of `signatures`; a band a thread is in memory.
         lengths: characters of every normalised text.
         among: whether each row takes part.
     """
@@ -102,16 +104,23 @@ def candidates(
     kept_rows = pl.Series(among)
     sketch = pl.read_parquet(signature_files, columns=names[BANDS:]).filter(kept_rows).to_numpy()
     sketch = np.ascontiguousarray(sketch).view(np.uint8)
-    found = pl.DataFrame(schema={"later": pl.UInt32, "earlier": pl.UInt32})
-    for number, band in enumerate(names[:BANDS]):
-        bucket = pl.read_parquet(signature_files, columns=[band])[band].filter(kept_rows).to_numpy()
+
+    def meet(number: int) -> pl.DataFrame:
+        """Candidates of one band."""
+        band = pl.read_parquet(signature_files, columns=[names[number]]).to_series()
         kept = []
-        for later, earlier in _meetings(bucket, sketch, number % (SKETCH - 1)):
+        for later, earlier in _meetings(
+            band.filter(kept_rows).to_numpy(), sketch, number % (SKETCH - 1)
+        ):
             near = _lengths_allow(lengths[later], lengths[earlier], similarity)
             later, earlier = later[near], earlier[near]
             near = (sketch[later] == sketch[earlier]).sum(axis=1) >= SKETCH_EQUAL
             kept.append(pl.DataFrame({"later": later[near], "earlier": earlier[near]}))
-        found = pl.concat([found, *kept]).unique()
+        return pl.concat(kept).unique()
+
+    found = pl.DataFrame(schema={"later": pl.UInt32, "earlier": pl.UInt32})
+    for met in in_threads(meet, range(BANDS)):
+        found = pl.concat([found, met]).unique()
     return found.select(
         pl.Series("later", rows[found["later"].to_numpy()]),
         pl.Series("earlier", rows[found["earlier"].to_numpy()]),

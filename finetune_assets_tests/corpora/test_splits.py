@@ -134,7 +134,7 @@ def test_an_empty_split_is_an_error() -> None:
 
 def test_normalisation_keeps_what_makes_another_question() -> None:
     texts = ["What is 2+3?", "what is 2 + 3", "What is 23?", "+ + +", "- - -"]
-    same = normalise(pl.Series(texts)).to_list()
+    same = normalise(texts).to_list()
     assert same[0] == same[1] != same[2]
     assert same[3] != same[4]
 
