@@ -274,7 +274,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--work", type=Path, default=Path("storage/benchmarks/data_engine"), help="kept folder")
+    parser.add_argument(
+        "--work", type=Path, default=Path("storage/benchmarks/data_engine"), help="kept folder"
+    )
     parser.add_argument("--baseline-rows", type=int, help="the baseline's rows, if fewer")
     parser.add_argument("--baseline-bands", metavar="BANDSxROWS", help="of its LSH; default: ours")
     parser.add_argument("--scaling", action="store_true", help="ours alone, at rows / 10 and rows")
