@@ -72,20 +72,24 @@ def signatures(texts: pl.Series) -> pl.DataFrame:
 def _shingles(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of every text's shingles, one after another, and where each text's begin.
 
-    Texts are parted by SHINGLE - 1 spaces, so that each has at least one shingle.
+    Texts are parted by SHINGLE - 1 spaces, which the last shingles of a text reach into; those that
+    begin there are left out, so that no text's shingles depend on its neighbours.
     """
-    padded = (texts + " " * (SHINGLE - 1)).str.join("")
-    content = np.frombuffer(padded[0].encode(), dtype=np.uint8)
-    lengths = texts.str.len_bytes().to_numpy().astype(np.uint64) + np.uint64(SHINGLE - 1)
-    offsets = np.concatenate([[np.uint64(0)], np.cumsum(lengths)]).astype(np.uint64)
-    count = len(content) - SHINGLE + 1
+    gap = SHINGLE - 1
+    content = np.frombuffer((texts + " " * gap).str.join("")[0].encode(), dtype=np.uint8)
+    lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    count = len(content) - gap
     codes = content[:count].astype(np.uint64)
     for i in range(1, SHINGLE):
         codes <<= np.uint64(8)
         codes |= content[i : count + i]
     codes *= np.uint64(0x9E3779B97F4A7C15)
     codes ^= codes >> np.uint64(32)
-    return np.append(codes, np.zeros(SHINGLE - 1, dtype=np.uint64)), offsets
+    inside = np.ones(count, dtype=bool)
+    ends = offsets[1:-1] + gap * np.arange(len(lengths) - 1)
+    inside[(ends[:, None] + np.arange(gap)).ravel()] = False
+    return codes[inside], offsets.astype(np.uint64)
 
 
 def candidates(

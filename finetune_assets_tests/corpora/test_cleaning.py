@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from finetune_assets.catalog.cleaning import Cleaning
 from finetune_assets.corpora.cleaning import repair
+from finetune_assets.corpora.near_duplicates import signatures
 from finetune_assets.errors import UserError
 from finetune_assets_tests.corpora.data import corpus
 
@@ -156,3 +157,10 @@ def test_accepted_and_removed_rows_are_all_rows(tmp_path: Path, rows: list[Any])
     assert made.statistics["rows"] + made.statistics["removed"] == len(rows) + 1
     for line, text in made.rejected.select("line", "row").rows():
         assert json.loads(text) == [good, *rows][line - 1]
+
+
+def test_signatures_do_not_depend_on_neighbours() -> None:
+    texts = ["who are you", "a", "was ist das für ein langer satz", "何ですか"]
+    together = signatures(pl.Series(texts))
+    for position, text in enumerate(texts):
+        assert signatures(pl.Series([text])).equals(together[position])
