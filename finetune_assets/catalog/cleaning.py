@@ -77,8 +77,9 @@ class Contamination(Section):
 
     n: Annotated[int, Field(ge=3, le=50)] = 8
     """Words of an n-gram; shorter rows are compared as a whole."""
-    overlap: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Share of a row's n-grams found in training from which it counts as contaminated."""
+    overlap: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of a row's n-grams found in training from which it counts as contaminated; as for the
+    dirty rows of Llama 2 (Touvron et al., 2023, A.6)."""
     benchmarks: list[str] = []
     """Files whose rows must not occur in the training split, such as a public test set."""
     max_contaminated: Share = 0.05
