@@ -40,8 +40,11 @@ def show(entry: Entry, rows: int, console: Console) -> None:
         sizes = ", ".join(f"{name} {size}" for name, size in assignment.sizes().items())
         aside = f"; {assignment.set_aside} set aside, as near rows are in two splits"
         console.print(f"  splits: {sizes}{aside if assignment.set_aside else ''}")
-        sample = pl.read_parquet(folders["corpus"] / "rows.parquet", n_rows=SAMPLED_FOR_LENGTH)
-        show_tokens(entry, sample, rows, console)
+        sample = pl.read_parquet(folders["corpus"] / "rows.parquet")
+        first = sample.group_by("source_index", maintain_order=True).head(1).head(rows)
+        others = sample.join(first, on="id", how="anti")
+        some = others.bottom_k(max(rows, SAMPLED_FOR_LENGTH) - first.height, by="id")
+        show_tokens(entry, pl.concat([first.select(sample.columns), some]), rows, console)
 
 
 def _show_corpus(statistics: dict[str, Any], console: Console) -> None:

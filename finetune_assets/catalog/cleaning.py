@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from finetune_assets.catalog.section import Count, Fraction, Section, Share
+from finetune_assets.catalog.section import Count, Fraction, Section, Share, YamlWord
 
 PersonalDataKind = Literal["email", "phone", "ip_address", "iban", "credit_card", "api_key"]
 
@@ -12,7 +12,7 @@ PersonalDataKind = Literal["email", "phone", "ip_address", "iban", "credit_card"
 class PersonalData(Section):
     """E-mail addresses, phone numbers and the like in the text of turns."""
 
-    action: Literal["off", "report", "redact", "drop"] = "report"
+    action: Annotated[Literal["off", "report", "redact", "drop"], YamlWord] = "report"
     """`report` counts and lists rows, `redact` writes [EMAIL] and the like in their place, `drop`
     sets the row aside."""
     kinds: list[PersonalDataKind] = [
@@ -31,7 +31,7 @@ class PersonalData(Section):
 class NearDuplicates(Section):
     """Rows that ask the same but for a few characters (MinHash LSH, then edit distance)."""
 
-    action: Literal["off", "group", "drop"] = "group"
+    action: Annotated[Literal["off", "group", "drop"], YamlWord] = "group"
     """`group` keeps them in one split, `drop` also sets aside all but the first whose answers are
     as near."""
     similarity: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
@@ -70,6 +70,13 @@ class Splits(Section):
     """Take the same share from every source, also from small ones."""
     seed: int = 0
     """Another seed draws other rows."""
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> "Splits":
+        shares = [s for s in (self.validation, self.test) if isinstance(s, float)]
+        if sum(shares) >= 1:
+            raise ValueError("validation and test together leave nothing to train on")
+        return self
 
 
 class Contamination(Section):

@@ -92,6 +92,7 @@ def parse(text: str, uri: str) -> Dataset:
         where = f"{uri}:{mark.line + 1}" if mark else uri
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise UserError(where, f"broken YAML: {problem}", "mend the line") from error
+    _require_keys_once(yaml.compose(text), uri)
     if not isinstance(data, dict):
         raise UserError(
             uri, "the file is not a mapping of keys", "begin with `sources:` and `base:`"
@@ -100,6 +101,26 @@ def parse(text: str, uri: str) -> Dataset:
         return Dataset.model_validate(data)
     except ValidationError as error:
         raise _explain(error, uri, text) from error
+
+
+def _require_keys_once(node: yaml.Node | None, uri: str) -> None:
+    """YAML takes the last of two equal keys without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _require_keys_once(value, uri)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            raise UserError(
+                f"{uri}:{line}",
+                f"the key '{key.value}' is there twice, first on line {seen[key.value]}",
+                "remove one",
+            )
+        seen[key.value] = line
+        _require_keys_once(value, uri)
 
 
 def _explain(error: ValidationError, uri: str, text: str) -> UserError:

@@ -1,12 +1,20 @@
 """What every part of a dataset file has in common."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _word_of(value: Any) -> Any:
+    return {False: "off", True: "on"}.get(value, value) if isinstance(value, bool) else value
+
+
+YamlWord = BeforeValidator(_word_of)
+"""YAML reads a bare `off` as false; here it is the word."""
 
 
 class Section(BaseModel):

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import polars as pl
 
+from finetune_assets.catalog.cleaning import PersonalData
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.corpora import cleaning, personal_data
 from finetune_assets.corpora.conversations import (
@@ -23,7 +24,7 @@ from finetune_assets.corpora.conversations import (
 )
 from finetune_assets.corpora.files import parse
 from finetune_assets.corpora.filters import passes
-from finetune_assets.corpora.formats import Format
+from finetune_assets.corpora.formats import Formats
 from finetune_assets.corpora.messages import Message, Unusable
 
 REJECTED_SCHEMA: dict[str, Any] = {
@@ -37,8 +38,9 @@ REJECTED_SCHEMA: dict[str, Any] = {
 """Rows that were set aside: `step` is `convert`, `filter`, `length`, `personal_data`,
 `exact_duplicate` or `near_duplicate`; `row` is the row as it arrived."""
 
-PART_SCHEMA: dict[str, Any] = CONVERSATION_SCHEMA | {"question": pl.String}
-"""Conversations before duplicates are looked for; `question` is the normalised prompt."""
+PART_SCHEMA: dict[str, Any] = CONVERSATION_SCHEMA | {"question": pl.String, "number": pl.UInt32}
+"""Conversations before duplicates are looked for; `question` is the normalised prompt, `number`
+the position among the raw rows."""
 
 UNUSABLE = "convert"
 """The step whose rows count against `max_rejected`; the others are removed because you said so."""
@@ -55,6 +57,7 @@ class Row:
     conversation: Conversation
     split: str | None
     attributes: str
+    number: int
 
 
 @dataclass
@@ -93,11 +96,11 @@ PERSONAL_EXAMPLES = 20
 class Cleaner:
     """Turns batches of raw rows into conversations and rejected rows; no batch knows another."""
 
-    def __init__(self, config: Dataset, where: str, formats: Mapping[str, Format]) -> None:
+    def __init__(self, config: Dataset, where: str, formats: Formats) -> None:
         """`formats` are those of every file, `where` is the dataset file, named in errors."""
         self.config, self.where, self.formats = config, where, formats
         self.findings = Findings()
-        self._converters: dict[str, Convert] = {}
+        self._converters: dict[tuple[int, str], Convert] = {}
 
     def clean(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Frames of PART_SCHEMA and REJECTED_SCHEMA; together they have all rows of the batch."""
@@ -121,8 +124,8 @@ class Cleaner:
         records = raw.to_dicts()
         parsed = [parse(record["row"]) for record in records]
         for record in records:
-            if record["source"] not in self._converters:
-                self._converters[record["source"]] = self._converter(record)
+            if _origin(record) not in self._converters:
+                self._converters[_origin(record)] = self._converter(record)
         kept = self._passing_filters(records, parsed)
         column = self.config.splits.column
         for record, row, keep in zip(records, parsed, kept, strict=True):
@@ -131,7 +134,7 @@ class Cleaner:
                 self._reject(record, "filter", f"not {source.filter}", None)
                 continue
             try:
-                conversation = self._converters[record["source"]](row)
+                conversation = self._converters[_origin(record)](row)
                 split = source.split or _pinned_split(row, column)
             except Unusable as problem:
                 self._reject(record, UNUSABLE, problem.reason, problem.column)
@@ -146,12 +149,13 @@ class Cleaner:
                 conversation,
                 split,
                 attributes,
+                record["number"],
             )
 
     def _converter(self, record: Mapping[str, Any]) -> Convert:
         index = record["source_index"]
         where = f"{self.where}: sources[{index}]"
-        return converter(self.formats[record["source"]], self.config.sources[index], where)
+        return converter(self.formats[_origin(record)], self.config.sources[index], where)
 
     def _passing_filters(self, records: list[dict[str, Any]], parsed: list[Any]) -> list[bool]:
         kept = [True] * len(records)
@@ -172,25 +176,36 @@ class Cleaner:
         texts, changed = cleaning.repair([t["content"] for t in turns], self.config.cleaning)
         for step, positions in changed.items():
             self.findings.repaired[step] += len({owner[p] for p in positions})
+        for turn, text in zip(turns, texts, strict=True):
+            turn["content"] = text
         personal = self.config.cleaning.personal_data
         dropped: dict[int, list[str]] = {}
         if personal.action != "off":
-            found = personal_data.find(
-                pl.Series(texts, dtype=pl.String), personal.kinds, personal.region
-            )
-            kinds: dict[int, set[str]] = {}
-            for position, findings in found.items():
-                kinds.setdefault(owner[position], set()).update(f.kind for f in findings)
-                if personal.action == "redact":
-                    texts[position] = personal_data.redact(texts[position], findings)
+            kinds = self._personal(rows, personal)
             self._count_personal(rows, kinds)
             if personal.action == "drop":
                 dropped = {i: sorted(k) for i, k in kinds.items()}
-        for turn, text in zip(turns, texts, strict=True):
-            turn["content"] = text
         for i, names in dropped.items():
             self._reject(_place(rows[i]), "personal_data", f"holds {', '.join(names)}", None)
         return [row for i, row in enumerate(rows) if i not in dropped]
+
+    def _personal(self, rows: list[Row], personal: PersonalData) -> dict[int, set[str]]:
+        """Kinds of personal data by row, in what is said, called and described; redacted if so."""
+        places = [
+            (i, holder, key)
+            for i, row in enumerate(rows)
+            for holder, key in _searched(row.conversation)
+        ]
+        texts = pl.Series([holder[key] for _, holder, key in places], dtype=pl.String)
+        kinds: dict[int, set[str]] = {}
+        for position, findings in personal_data.find(
+            texts, personal.kinds, personal.region
+        ).items():
+            i, holder, key = places[position]
+            kinds.setdefault(i, set()).update(f.kind for f in findings)
+            if personal.action == "redact":
+                holder[key] = personal_data.redact(holder[key], findings)
+        return kinds
 
     def _count_personal(self, rows: list[Row], kinds: dict[int, set[str]]) -> None:
         self.findings.personal_rows += len(kinds)
@@ -246,6 +261,7 @@ def _frame(rows: list[Row]) -> pl.DataFrame:
         "characters": [_characters(c) for c in said],
         "answer_characters": [sum(map(len, c.answers())) for c in said],
         "question": normal,
+        "number": [row.number for row in rows],
     }
     return pl.DataFrame(columns, schema=PART_SCHEMA)
 
@@ -278,8 +294,22 @@ def _pinned_split(row: Mapping[str, Any], column: str | None) -> str | None:
     return value
 
 
+def _origin(record: Mapping[str, Any]) -> tuple[int, str]:
+    return record["source_index"], record["source"]
+
+
 def _place(row: Row) -> dict[str, Any]:
     return {"source": row.source, "line": row.line, "row": row.raw}
+
+
+def _searched(conversation: Conversation) -> Iterator[tuple[Any, str]]:
+    """Every text of a conversation in which there may be personal data, by what holds it."""
+    for turn in conversation.turns():
+        yield turn, "content"
+        if turn["tool_calls"]:
+            yield turn, "tool_calls"
+    if conversation.described:
+        yield conversation.described, "content"
 
 
 def _characters(conversation: Conversation) -> int:

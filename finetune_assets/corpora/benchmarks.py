@@ -1,17 +1,20 @@
 """Rows of public test sets, which must not stand in training data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import polars as pl
 
 from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.sources import Source
 from finetune_assets.corpora import files
-from finetune_assets.corpora.contamination import Batch
-from finetune_assets.corpora.conversations import converter
+from finetune_assets.corpora.contamination import Batch, views_of
+from finetune_assets.corpora.conversations import Conversation, Convert, converter
 from finetune_assets.corpora.formats import format_of
 from finetune_assets.corpora.messages import Unusable
 from finetune_assets.corpora.sources import content, find
+from finetune_assets.errors import UserError
 
 
 def pinned_benchmarks(entry: Entry) -> list[list[str]]:
@@ -33,13 +36,29 @@ def benchmark_texts(uri: str, where: str) -> Iterator[Batch]:
         for batch in files.read(file):
             rows = [files.parse(text) for _, text in batch]
             if convert is None:
-                source = Source(path=file)
-                convert = converter(format_of(rows[:20], source, file), source, where)
+                convert = _converter(rows, file, where)
             texts = []
             for row in rows:
                 try:
-                    said = [turn["content"] for turn in convert(row).turns()]
+                    made = convert(row)
+                    asked = " ".join(m["content"] for m in made.messages if m["role"] == "user")
+                    said = " ".join(turn["content"] for turn in made.turns())
                 except Unusable:
-                    said = [value for value in row.values() if isinstance(value, str)]
-                texts.append(" ".join(said))
-            yield pl.Series(texts, dtype=pl.String).str.to_lowercase
+                    said = " ".join(v for v in row.values() if isinstance(v, str))
+                    asked = said
+                texts += views_of(asked or said, said)
+            yield partial(pl.Series, texts, dtype=pl.String)
+
+
+def _converter(rows: list[dict[str, Any]], file: str, where: str) -> Convert:
+    """The one of the rows' format; benchmarks of no known format, such as bare questions, have
+    rows that are no conversations."""
+    source = Source(path=file)
+    try:
+        return converter(format_of(rows[:20], source, file), source, where)
+    except UserError:
+        return _no_conversation
+
+
+def _no_conversation(row: Mapping[str, Any]) -> Conversation:
+    raise Unusable("no known format")

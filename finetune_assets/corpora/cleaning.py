@@ -8,7 +8,7 @@ import polars as pl
 
 from finetune_assets.catalog.cleaning import Cleaning
 
-CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe\uffff]"
+CONTROL = r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe\uffff]"
 """Characters no reader sees. Tabs, line breaks, and joiners that emoji, Persian and Hindi need
 stay: whitespace is content, in code above all."""
 

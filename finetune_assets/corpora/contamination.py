@@ -30,7 +30,11 @@ FILTER_SLOTS = 16
 _ODD = 0x9E3779B97F4A7C15
 
 Batch = Callable[[], pl.Series]
-"""Gives texts in lower case when asked, which is in another thread."""
+"""Gives texts in lower case when asked, which is in another thread: VIEWS for every row."""
+
+VIEWS = 2
+"""A row is looked at as its question and as a whole: a question that stands in training is a leak
+whatever the answer, and n-grams that straddle both would hide it."""
 
 RESULT_SCHEMA: dict[str, Any] = {
     "row": pl.UInt32,
@@ -48,20 +52,25 @@ class Evaluation:
     expected_rows: int
     grams: list[np.ndarray] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
-    count: int = 0
+    views: int = 0
+
+    @property
+    def count(self) -> int:
+        """Rows added."""
+        return self.views // VIEWS
 
     @property
     def sampled(self) -> int:
         """N-grams kept of a row."""
-        fair = SAMPLED_IN_ALL // max(1, self.expected_rows)
+        fair = SAMPLED_IN_ALL // max(1, VIEWS * self.expected_rows)
         return max(SAMPLED_LEAST, min(SAMPLED_MOST, fair))
 
     def add(self, batches: Iterable[Batch]) -> None:
         """Add rows; they are numbered on."""
         for grams, row, rows in in_threads(self._sample, batches):
             self.grams.append(grams)
-            self.rows.append(row + np.uint32(self.count))
-            self.count += rows
+            self.rows.append(row + np.uint32(self.views))
+            self.views += rows
 
     def _sample(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
         texts = batch()
@@ -91,6 +100,7 @@ class Evaluation:
         found = telling.join(matches, on="gram")
         whole = telling.group_by("row").agg(pl.len().alias("ngrams"))
         total = held.group_by("row").agg(pl.len().alias("all"))
+        found = found.with_columns(pl.col("training_row") // VIEWS).unique()
         best = (
             found.group_by("row", "training_row")
             .len()
@@ -109,13 +119,14 @@ class Evaluation:
             .join(best, on="row")
             .filter((pl.col("ngrams") >= LEAST) | (pl.col("ngrams") == pl.col("all")))
             .select(
-                "row",
+                pl.col("row") // VIEWS,
                 (pl.col("found") / pl.col("ngrams")).alias("overlap"),
                 "training_row",
                 "ngrams",
             )
             .cast(pl.Schema(RESULT_SCHEMA))
-            .sort("overlap", "row", descending=[True, False])
+            .sort("overlap", "row", "ngrams", descending=[True, False, True])
+            .unique("row", keep="first", maintain_order=True)
         )
 
 
@@ -211,13 +222,20 @@ def _mixed(hashes: np.ndarray) -> np.ndarray:
 
 
 def text_of(frame: pl.DataFrame) -> pl.Series:
-    """Everything that rows say, in lower case, turns joined."""
-    said = pl.concat_str(
-        pl.col("text"), _joined("messages"), _joined("chosen"), separator=" ", ignore_nulls=True
-    )
-    return frame.select(said.str.to_lowercase().alias("text"))["text"]
+    """What rows ask, and everything they say, in lower case: VIEWS texts for every row."""
+    asked = pl.col("text").fill_null(_joined("messages", "user"))
+    parts = (pl.col("text"), _joined("messages"), _joined("chosen"))
+    said = pl.concat_str(*parts, separator=" ", ignore_nulls=True)
+    views = pl.concat_list(asked.fill_null(""), said).list.eval(pl.element().str.to_lowercase())
+    return frame.select(views.alias("views"))["views"].explode()
 
 
-def _joined(column: str) -> pl.Expr:
-    spoken = pl.element().filter(pl.element().struct.field("role") != "system")
+def views_of(asked: str, said: str) -> list[str]:
+    """The same for one row."""
+    return [asked.lower(), said.lower()]
+
+
+def _joined(column: str, role: str | None = None) -> pl.Expr:
+    speaker = pl.element().struct.field("role")
+    spoken = pl.element().filter(speaker == role if role else speaker != "system")
     return pl.col(column).list.eval(spoken.struct.field("content")).list.join(" ")

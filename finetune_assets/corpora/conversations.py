@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from finetune_assets.catalog.sources import Source
-from finetune_assets.corpora.formats import Format
+from finetune_assets.corpora.formats import Format, label
 from finetune_assets.corpora.messages import (
     Message,
     Unusable,
@@ -57,7 +57,8 @@ class Conversation:
     """What a row says; see CONVERSATION_SCHEMA."""
 
     messages: list[Message] = field(default_factory=list)
-    tools: str | None = None
+    described: Message | None = None
+    """JSON text of the tools, as the content of a turn without a role."""
     document: Message | None = None
     """A plain text, as the content of a turn without a role."""
     chosen: list[Message] | None = None
@@ -65,6 +66,10 @@ class Conversation:
     label: bool | None = None
     cut_turns: int = 0
     """Turns after the last answer, which nothing can be learned from."""
+
+    @property
+    def tools(self) -> str | None:
+        return self.described["content"] if self.described else None
 
     @property
     def text(self) -> str | None:
@@ -122,7 +127,8 @@ def converter(found: Format, source: Source, where: str) -> Convert:
 
     def run(row: Mapping[str, Any]) -> Conversation:
         made = convert(row, found, source)
-        made.tools = tools_of(found.value(row, "tools"), found.columns.get("tools"))
+        tools = tools_of(found.value(row, "tools"), found.columns.get("tools"))
+        made.described = message("", tools) if tools else None
         return _checked(made, row, found, source)
 
     return run
@@ -171,10 +177,9 @@ def _from_messages(row: Mapping[str, Any], found: Format, source: Source) -> Con
 def _from_feedback(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
     read = _from_messages if "messages" in found.columns else _from_pair
     made = read(row, found, source)
-    label = found.value(row, "label")
-    if not isinstance(label, bool):
+    made.label = label(found.value(row, "label"))
+    if made.label is None:
         raise Unusable("the label is neither true nor false", found.columns["label"])
-    made.label = label
     return made
 
 

@@ -14,10 +14,10 @@ import polars as pl
 
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.corpora import near_duplicates
-from finetune_assets.corpora.batch import UNUSABLE, Findings
+from finetune_assets.corpora.batch import REJECTED_SCHEMA, UNUSABLE, Findings
 from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA
-from finetune_assets.corpora.formats import formats_of
-from finetune_assets.corpora.parquet import sink
+from finetune_assets.corpora.formats import Formats, formats_of
+from finetune_assets.corpora.parquet import ROW_GROUP, batches, writing_parquet
 from finetune_assets.corpora.parts import Progress, Task, clean_parts, part_files, scan
 from finetune_assets.corpora.statistics import describe
 from finetune_assets.errors import UserError
@@ -52,11 +52,22 @@ def write_corpus(
     _write_rows(work, out, removed, pairs)
     _write_rejected(work, raw, out, removed)
     shutil.rmtree(work)
-    formats = {file: found.name for file, found in task.formats.items()}
+    formats = _named_formats(task.formats)
     return describe(out, findings, total, formats)
 
 
+PINNED_FIRST = {"train": 1, "validation": 2, "test": 3}
+
 REMOVED_SCHEMA = {"row": pl.UInt32, "step": pl.String, "reason": pl.String}
+
+
+def _named_formats(formats: Formats) -> dict[str, str]:
+    """Format by file; a file that several sources name is told apart by them."""
+    names = Counter(name for _, name in formats)
+    return {
+        name if names[name] == 1 else f"{name} (sources[{index}])": found.name
+        for (index, name), found in formats.items()
+    }
 
 
 def _exact_duplicates(work: Path, config: Dataset) -> pl.DataFrame:
@@ -65,14 +76,25 @@ def _exact_duplicates(work: Path, config: Dataset) -> pl.DataFrame:
         return pl.DataFrame(schema=REMOVED_SCHEMA)
     # 64 bits of the hash: two of a million conversations meet by chance once in 4e7 corpora.
     key = pl.col("id").str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64)
-    keys = scan(work, "rows").select("row", key.alias("key")).collect(engine="streaming")
+    # Of copies the one that is pinned to an evaluation split stays, else the first.
+    rank = pl.col("split").replace_strict(PINNED_FIRST, default=0, return_dtype=pl.Int8)
+    keys = (
+        scan(work, "rows")
+        .select("row", key.alias("key"), rank.alias("rank"))
+        .collect(engine="streaming")
+        .sort("rank", "row", descending=[True, False])
+    )
     later = keys.filter(~pl.col("key").is_first_distinct())
     first = keys.filter(pl.col("key").is_first_distinct()).join(later, on="key", how="semi")
     origin = first.join(_places(work, first["row"]), on="row").select("key", "place")
-    return later.join(origin, on="key", maintain_order="left").select(
-        "row",
-        pl.lit("exact_duplicate").alias("step"),
-        pl.format("same as {}", "place").alias("reason"),
+    return (
+        later.sort("row")
+        .join(origin, on="key", maintain_order="left")
+        .select(
+            "row",
+            pl.lit("exact_duplicate").alias("step"),
+            pl.format("same as {}", "place").alias("reason"),
+        )
     )
 
 
@@ -127,7 +149,17 @@ def _answers() -> pl.Expr:
 
 def _repeats(work: Path, pairs: pl.DataFrame) -> pl.DataFrame:
     """Rows (REMOVED_SCHEMA) that nearly repeat an earlier one, answers included."""
-    first = pairs.filter("repeats").group_by("later").agg(pl.col("earlier").min())
+    pinned = scan(work, "rows").filter(pl.col("split").is_in(["validation", "test"]))
+    stay = set(pinned.select("row").collect(engine="streaming")["row"].to_list())
+    origin: dict[int, int] = {}
+    for later, earlier in pairs.filter("repeats").select("later", "earlier").iter_rows():
+        # What is itself dropped drops no other: it may be less like those that stay.
+        if later not in origin and earlier not in origin and later not in stay:
+            origin[later] = earlier
+    first = pl.DataFrame(
+        {"later": list(origin), "earlier": list(origin.values())},
+        schema={"later": pl.UInt32, "earlier": pl.UInt32},
+    )
     places = _places(work, first["earlier"].unique())
     return first.join(places, left_on="earlier", right_on="row").select(
         pl.col("later").alias("row"),
@@ -145,16 +177,18 @@ def _write_rows(work: Path, out: Path, removed: pl.DataFrame, pairs: pl.DataFram
         near = near.join(gone, left_on=end, right_on="row", how="anti")
         near = near.join(ids.rename({"row": end, "id": f"{end}_id"}), on=end)
     near = near.sort("later", "earlier")
-    origin = near.group_by("later").agg(pl.col("earlier_id").first())
-    rows = (
-        scan(work, "rows")
-        .join(gone.lazy(), on="row", how="anti", maintain_order="left")
-        .join(origin.lazy(), left_on="row", right_on="later", how="left", maintain_order="left")
-        .with_columns(pl.col("earlier_id").alias("duplicate_of"))
-        .select(*CONVERSATION_SCHEMA)
-    )
-    mean = scan(work, "rows").select(pl.col("characters").mean()).collect().item()
-    sink(rows, out / "rows.parquet", row_bytes=mean or 1)
+    origin = near.group_by("later").agg(pl.col("earlier_id").first().alias("duplicate_of"))
+    kept = np.ones(ids.height, dtype=bool)
+    kept[gone["row"].to_numpy()] = False
+    start = 0
+    with writing_parquet(out / "rows.parquet", CONVERSATION_SCHEMA) as write:
+        for part in part_files(work, "rows"):
+            rows = pl.read_parquet(part).drop("question", "number", "duplicate_of")
+            rows = rows.with_row_index("later", offset=start)
+            mine = rows.filter(pl.Series(kept[start : start + rows.height]))
+            named = mine.join(origin, on="later", how="left", maintain_order="left")
+            write(named.select(*CONVERSATION_SCHEMA))
+            start += rows.height
     near.select(
         pl.col("later_id").alias("later"), pl.col("earlier_id").alias("earlier"), "similarity"
     ).write_parquet(out / "near_duplicates.parquet")
@@ -162,15 +196,18 @@ def _write_rows(work: Path, out: Path, removed: pl.DataFrame, pairs: pl.DataFram
 
 def _write_rejected(work: Path, raw: Path, out: Path, removed: pl.DataFrame) -> None:
     """Write all that was set aside, duplicates with the rows that they were."""
-    rejected = [pl.scan_parquet(part_files(work, "rejected"))]
-    if removed.height:
-        place = scan(work, "rows").select("row", "source", "line")
-        named = place.join(removed.lazy(), on="row").select("source", "line", "step", "reason")
-        twice = pl.scan_parquet(raw).join(named, on=["source", "line"], maintain_order="left")
-        order = ["source", "line", "step", "column", "reason", "row"]
-        column = pl.lit(None, dtype=pl.String).alias("column")
-        rejected.append(twice.with_columns(column).select(order))
-    sink(pl.concat(rejected), out / "rejected.parquet", row_bytes=4096)
+    column = pl.lit(None, dtype=pl.String).alias("column")
+    numbers = scan(work, "rows").select("row", "number")
+    places = numbers.join(removed.lazy(), on="row").drop("row").collect(engine="streaming")
+    start = 0
+    with writing_parquet(out / "rejected.parquet", REJECTED_SCHEMA) as write:
+        for part in part_files(work, "rejected"):
+            write(pl.read_parquet(part))
+        for rows in batches(raw, ROW_GROUP) if places.height else ():
+            numbered = rows.with_row_index("number", start)
+            start += rows.height
+            twice = numbered.join(places, on="number", maintain_order="left")
+            write(twice.with_columns(column).select(*REJECTED_SCHEMA))
 
 
 def _check_rejected(findings: Findings, total: int, limit: float) -> None:

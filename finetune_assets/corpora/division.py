@@ -14,9 +14,10 @@ from finetune_assets.corpora import splits
 from finetune_assets.corpora.benchmarks import benchmark_texts
 from finetune_assets.corpora.contamination import Batch, Evaluation, text_of
 from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA, SPLIT_NAMES
-from finetune_assets.corpora.parquet import batches, sink
+from finetune_assets.corpora.parquet import ROW_GROUP, batches, writing_parquet
 from finetune_assets.corpora.splits import SET_ASIDE, Assignment
 from finetune_assets.corpora.statistics import preview, rows_hash
+from finetune_assets.errors import UserError
 
 BATCH_ROWS = 1024
 """About a megabyte of text: what n-grams are counted in stays within a core's cache."""
@@ -47,10 +48,6 @@ class Division:
         pairs = pl.read_parquet(self.corpus / "near_duplicates.parquet")
         return splits.assign(rows, pairs, self.config.splits, self.where)
 
-    @cached_property
-    def _row_bytes(self) -> float:
-        return pl.scan_parquet(self.rows).select(pl.col("characters").mean()).collect().item()
-
     def write(self, name: str, out: Path) -> dict[str, Any]:
         """Write one split's `rows.parquet` and return statistics, which speak of all three.
 
@@ -59,10 +56,16 @@ class Division:
         """
         path = out / "rows.parquet"
         code = SPLIT_NAMES.index(name)
-        rows = self._repeated() if name == "train" else self._rows_of(code)
-        sink(rows, path, self._row_bytes)
+        mine = (self.assignment.row == code).astype(np.int64)
+        self._write_rows(mine * self._copies() if name == "train" else mine, path)
         # Only the test split is sliced by attributes; a change of them must not retrain.
         identity = ["id", "attributes"] if name == "test" else ["id"]
+        if name == "train" and not pl.scan_parquet(path).select(pl.len()).collect().item():
+            raise UserError(
+                self.where,
+                f"the weights leave none of {int(mine.sum())} rows to train on",
+                "raise `weight` of a source",
+            )
         statistics: dict[str, Any] = {
             "rows": pl.scan_parquet(path).select(pl.len()).collect().item(),
             "prompts": int(np.unique(self.assignment.node[self.assignment.row == code]).size),
@@ -76,30 +79,30 @@ class Division:
             "rows_hash": rows_hash(path, identity),
         }
         if name == "train":
-            sink(self._rows_of(SET_ASIDE), out / "set_aside.parquet", self._row_bytes)
+            aside = (self.assignment.row == SET_ASIDE).astype(np.int64)
+            self._write_rows(aside, out / "set_aside.parquet")
         if name == "test":
             statistics["contamination"] = self._contamination(out / "contamination.parquet")
         return statistics
 
-    def _rows_of(self, code: int) -> pl.LazyFrame:
-        chosen = pl.Series("chosen", self.assignment.row == code)
-        return self._filtered(chosen)
+    def _write_rows(self, copies: np.ndarray, path: Path) -> None:
+        """Write every row as often as `copies` says, in rounds."""
+        schema = {name: CONVERSATION_SCHEMA[name] for name in COLUMNS}
+        with writing_parquet(path, schema) as write:
+            for times in range(1, int(copies.max(initial=0)) + 1):
+                start = 0
+                for frame in batches(self.rows, ROW_GROUP, COLUMNS):
+                    wanted = copies[start : start + frame.height] >= times
+                    write(frame.filter(pl.Series(wanted)))
+                    start += frame.height
 
-    def _filtered(self, chosen: pl.Series) -> pl.LazyFrame:
-        index = chosen.arg_true().alias("row").to_frame().lazy()
-        rows = pl.scan_parquet(self.rows, row_index_name="row")
-        return rows.join(index, on="row", how="semi", maintain_order="left").select(COLUMNS)
-
-    def _repeated(self) -> pl.LazyFrame:
-        """Training rows, each as often as its source's weight says."""
+    def _copies(self) -> np.ndarray:
+        """How often each row stands in training, by its source's weight."""
         weights = {i: s.weight for i, s in enumerate(self.config.sources)}
-        train = self.assignment.row == SPLIT_NAMES.index("train")
-        if set(weights.values()) == {1.0}:
-            return self._filtered(pl.Series(train))
         light = pl.read_parquet(self.rows, columns=["id", "source_index"])
-        copies = splits.copies(light["id"], light["source_index"], weights)
-        rounds = range(1, int(copies.max(initial=1)) + 1)
-        return pl.concat([self._filtered(pl.Series(train & (copies >= k))) for k in rounds])
+        if set(weights.values()) == {1.0}:
+            return np.ones(light.height, dtype=np.int64)
+        return splits.copies(light["id"], light["source_index"], weights)
 
     def _by_source(self) -> list[dict[str, Any]]:
         index = pl.read_parquet(self.rows, columns=["source_index"])["source_index"].to_numpy()

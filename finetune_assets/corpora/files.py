@@ -11,6 +11,7 @@ from typing import IO, Any
 import fsspec
 import orjson
 
+from finetune_assets.corpora.explain import reached
 from finetune_assets.errors import UserError
 
 Batch = list[tuple[int, str]]
@@ -42,7 +43,11 @@ def read(uri: str, shown: str | None = None) -> Iterator[Batch]:
     """
     name = shown or uri
     compression = COMPRESSIONS.get(PurePosixPath(uri).suffix)
-    with _damage_explained(name), fsspec.open(uri, "rb", compression=compression) as stream:
+    with (
+        reached(uri),
+        _damage_explained(name),
+        fsspec.open(uri, "rb", compression=compression) as stream,
+    ):
         rows = READERS[suffix_of(uri)](stream, name)  # pyright: ignore
         batch: Batch = []
         size, empty = 0, True
@@ -149,6 +154,12 @@ def _read_json(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
         line += window.count("\n", position, start)
         position = start
         if window.startswith("]", position):
+            if (window[position + 1 :] + text.read(BLOCK)).strip():
+                raise UserError(
+                    f"{uri}:{line}",
+                    "something follows the list's closing ]",
+                    "write one list, or one object per line into a .jsonl file",
+                )
             return
         problem: Exception | None = None
         end = position
@@ -275,6 +286,8 @@ def _damage_explained(uri: str) -> Iterator[None]:
         ) from error
     except (pa.ArrowException, EOFError, zlib.error, ValueError) as error:
         raise UserError(uri, f"the file is damaged: {error}", "write it again") from error
+    except PermissionError:
+        raise
     except OSError as error:
         if error.errno is not None and not isinstance(error, FileNotFoundError):
             raise

@@ -5,32 +5,55 @@ from typing import Any
 
 import polars as pl
 
+from finetune_assets.catalog.sources import Source
 from finetune_assets.errors import UserError
+
+REMEDY = (
+    "write an SQL condition over the row's columns, e.g. `score >= 3`; "
+    "where cells are text, as in CSV, `CAST(score AS INT) >= 3`"
+)
+
+
+def filter_columns(source: Source, where: str) -> list[str]:
+    """Columns that the source's condition reads.
+
+    Raises:
+        UserError: it is no SQL, or reads none.
+    """
+    if source.filter is None:
+        return []
+    names = _expression(source.filter, where).meta.root_names()
+    if not names:
+        raise UserError(where, f"the condition `{source.filter}` reads no column", REMEDY)
+    return names
 
 
 def passes(condition: str, rows: Sequence[Mapping[str, Any]], where: str) -> list[bool]:
-    """Whether the condition holds for each row; null is no.
+    """Whether the condition holds for each row; null, as of a missing column, is no.
 
     Raises:
-        UserError: the condition is no SQL, or does not fit the columns.
+        UserError: the condition does not fit the columns, or is not about single rows.
     """
+    if not rows:
+        return []
+    expression = _expression(condition, where)
+    names = expression.meta.root_names()
     try:
-        expression = pl.sql_expr(condition)
-        names = expression.meta.root_names()
-        unknown = [n for n in names if rows and not any(n in row for row in rows)]
-        if unknown:
-            raise UserError(
-                where,
-                f"the condition `{condition}` names '{unknown[0]}', which no row has",
-                f"the rows have {', '.join(rows[0])}",
-            )
         frame = pl.DataFrame(
             [{n: row.get(n) for n in names} for row in rows], infer_schema_length=None, strict=False
         )
-        return frame.select(expression.fill_null(False)).to_series().to_list()
+        verdicts = frame.select(expression.cast(pl.Boolean).fill_null(False)).to_series().to_list()
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(where, f"the condition `{condition}` fails: {first}", REMEDY) from error
+    if len(verdicts) != len(rows):
+        raise UserError(where, f"the condition `{condition}` is not about single rows", REMEDY)
+    return verdicts
+
+
+def _expression(condition: str, where: str) -> pl.Expr:
+    try:
+        return pl.sql_expr(condition)
     except pl.exceptions.PolarsError as error:
-        raise UserError(
-            where,
-            f"the condition `{condition}` fails: {error}",
-            "write an SQL condition over the row's columns, e.g. `score >= 3`",
-        ) from error
+        first = str(error).splitlines()[0]
+        raise UserError(where, f"the condition `{condition}` fails: {first}", REMEDY) from error

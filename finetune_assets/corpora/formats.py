@@ -10,6 +10,7 @@ import polars as pl
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.catalog.sources import Source
 from finetune_assets.corpora.files import parse
+from finetune_assets.corpora.filters import filter_columns
 from finetune_assets.errors import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -42,8 +43,12 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """Columns that a format cannot do without."""
 
 
-ROWS_FOR_DETECTION = 20
+ROWS_FOR_DETECTION = 1000
 """First rows of a file that tell its format."""
+
+
+OPTIONAL = ("input", "history", "system", "tools")
+"""Fields that rows may have or not."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class Format:
 
     def value(self, row: Mapping[str, Any], field: str) -> Any:
         column = self.columns.get(field)
+        if column is None and field in OPTIONAL:
+            # A column that the first rows lack may come later.
+            taken = self.columns.values()
+            column = next((n for n in NAMES[field] if n in row and n not in taken), None)
         return row.get(column) if column is not None else None
 
 
@@ -81,23 +90,30 @@ def format_of(
     return Format(name, found)
 
 
-def formats_of(raw: Path, config: Dataset) -> dict[str, Format]:
+Formats = dict[tuple[int, str], Format]
+"""Format by source index and file."""
+
+
+def formats_of(raw: Path, config: Dataset) -> Formats:
     """The format of every file in a Parquet file of raw rows, from the file's first rows."""
     rows = pl.scan_parquet(raw, row_index_name="number")
     first = (
-        rows.group_by("source", maintain_order=True)
-        .agg(pl.col("number").first(), pl.col("line").first(), pl.col("source_index").first())
+        rows.group_by("source_index", "source", maintain_order=True)
+        .agg(pl.col("number").first(), pl.col("line").first())
         .collect(engine="streaming")
         .sort("number")
     )
     column = config.splits.column
-    found: dict[str, Format] = {}
-    for name, number, line, index in first.iter_rows():
-        texts = rows.slice(number, ROWS_FOR_DETECTION).filter(pl.col("source") == name)
+    found: Formats = {}
+    for index, name, number, line in first.iter_rows():
+        texts = rows.slice(number, ROWS_FOR_DETECTION).filter(
+            (pl.col("source") == name) & (pl.col("source_index") == index)
+        )
         parsed = [parse(text) for text in texts.select("row").collect()["row"]]
         source = config.sources[index]
         also = [column] if column and not source.split else []
-        found[name] = format_of(parsed, source, f"{name}:{line}", also)
+        also += filter_columns(source, f"sources[{index}].filter")
+        found[index, name] = format_of(parsed, source, f"{name}:{line}", also)
     return found
 
 
@@ -123,14 +139,15 @@ def _require(columns: set[str], wanted: Sequence[str], where: str) -> None:
             where,
             f"missing column {', '.join(repr(c) for c in missing)}; "
             f"the row has {', '.join(sorted(columns))}",
-            "name the right columns under `columns:`, `attributes:` or `splits.column`",
+            "name the right columns under `columns:`, `attributes:`, `filter:` or `splits.column`",
         )
 
 
 def _detect(
     rows: Sequence[Mapping[str, Any]], found: Mapping[str, str], columns: set[str], where: str
 ) -> str:
-    labelled = "label" in found and all(isinstance(r.get(found["label"]), bool) for r in rows)
+    labels = [v for r in rows if (v := r.get(found.get("label", ""))) is not None]
+    labelled = bool(labels) and all(label(v) is not None for v in labels)
     if {"chosen", "rejected"} <= found.keys():
         return "preference"
     if "messages" in found:
@@ -153,6 +170,13 @@ def _detect(
         f"no known format has the columns {', '.join(sorted(columns))}",
         f"name them under `columns:`, write a `template:`, or rename them ({wanted})",
     )
+
+
+def label(value: Any) -> bool | None:
+    """What a label says: true, false, 1, 0, also as text; None if it says neither."""
+    if isinstance(value, str):
+        return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    return bool(value) if value in (0, 1) and isinstance(value, int) else None
 
 
 def _list(value: Any) -> list[Any]:

@@ -83,10 +83,12 @@ def _message(given: Any, index: int, column: str) -> Message:
         calls, content = _called(content, index, column), None
     content = _joined(content, index, column)
     weight = given.get("weight")
+    if weight not in (None, 0, 1) or isinstance(weight, str):
+        raise Unusable(f"the weight of message {index} is neither 0 nor 1", column)
     return {
         "role": role,
         "content": (content or "") if calls else filled(content, index, name, column),
-        "weight": float(weight) if isinstance(weight, int | float) else None,
+        "weight": None if weight is None else float(weight),
         "tool_calls": _calls(calls, index, column) if calls else None,
     }
 

@@ -109,20 +109,25 @@ def candidates(
     sketch = pl.read_parquet(signature_files, columns=names[BANDS:]).filter(kept_rows).to_numpy()
     sketch = np.ascontiguousarray(sketch).view(np.uint8)
 
+    empty = pl.DataFrame(schema={"later": pl.UInt32, "earlier": pl.UInt32})
+
     def meet(number: int) -> pl.DataFrame:
         """Candidates of one band."""
         band = pl.read_parquet(signature_files, columns=[names[number]]).to_series()
-        kept = []
+        kept = [empty]
         for later, earlier in _meetings(
             band.filter(kept_rows).to_numpy(), sketch, number % (SKETCH - 1)
         ):
-            near = _lengths_allow(lengths[later], lengths[earlier], similarity)
-            later, earlier = later[near], earlier[near]
-            near = (sketch[later] == sketch[earlier]).sum(axis=1) >= SKETCH_EQUAL
-            kept.append(pl.DataFrame({"later": later[near], "earlier": earlier[near]}))
+            # In slices, as sketches of all pairs at once are larger than all else.
+            for start in range(0, len(later), PAIRS_AT_ONCE):
+                a, b = (end[start : start + PAIRS_AT_ONCE] for end in (later, earlier))
+                near = _lengths_allow(lengths[a], lengths[b], similarity)
+                a, b = a[near], b[near]
+                near = (sketch[a] == sketch[b]).sum(axis=1) >= SKETCH_EQUAL
+                kept.append(pl.DataFrame({"later": a[near], "earlier": b[near]}))
         return pl.concat(kept).unique()
 
-    found = pl.DataFrame(schema={"later": pl.UInt32, "earlier": pl.UInt32})
+    found = empty
     for met in in_threads(meet, range(BANDS)):
         found = pl.concat([found, met]).unique()
     return found.select(

@@ -1,6 +1,6 @@
 """Parquet files larger than memory: written and read batch by batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,14 @@ def row_groups(path: Path) -> int:
     return pq.read_metadata(path).num_row_groups
 
 
+def first_row(path: Path, group: int) -> int:
+    """Position of a row group's first row."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    return sum(metadata.row_group(each).num_rows for each in range(group))
+
+
 def batches(
     path: Path, rows: int, columns: list[str] | None = None, group: int | None = None
 ) -> Iterator[pl.DataFrame]:
@@ -63,7 +71,16 @@ def batches(
             yield from pl.DataFrame(table).iter_slices(rows)
 
 
-def sink(rows: pl.LazyFrame, path: Path, row_bytes: float) -> None:
-    """Write rows in a stream; `row_bytes` is about what one takes in memory."""
-    size = max(1, min(ROW_GROUP, int(ROW_GROUP_BYTES / max(1.0, row_bytes))))
-    rows.sink_parquet(path, compression="zstd", compression_level=1, row_group_size=size)
+def take(path: Path, positions: Sequence[int], columns: list[str]) -> pl.DataFrame:
+    """Rows at these positions, in the file's order; only row groups that have some are read."""
+    import pyarrow.parquet as pq
+
+    found, start = [], 0
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            mine = sorted(p - start for p in set(positions) if start <= p < end)
+            if mine:
+                found.append(pl.DataFrame(pl.from_arrow(file.read_row_group(group, columns)))[mine])
+            start = end
+    return pl.concat(found) if found else pl.read_parquet(path, columns=columns, n_rows=0)

@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -20,8 +20,8 @@ import polars as pl
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.corpora import near_duplicates
 from finetune_assets.corpora.batch import PART_SCHEMA, REJECTED_SCHEMA, Cleaner, Findings
-from finetune_assets.corpora.formats import Format
-from finetune_assets.corpora.parquet import batches, row_groups, writing_parquet
+from finetune_assets.corpora.formats import Formats
+from finetune_assets.corpora.parquet import batches, first_row, row_groups, writing_parquet
 from finetune_assets.errors import UserError
 
 BATCH_ROWS = 4096
@@ -40,7 +40,7 @@ class Task:
     out: Path
     config: Dataset
     where: str
-    formats: Mapping[str, Format]
+    formats: Formats
 
     def path(self, kind: str, group: int) -> Path:
         return self.out / f"{kind}-{group:06}.parquet"
@@ -102,8 +102,9 @@ def _clean_part(task: Task, group: int) -> tuple[Findings, int]:
             task.path("signatures", group), near_duplicates.signature_schema(), "none"
         ) as write_signatures,
     ):
+        first = first_row(task.raw, group)
         for frame in batches(task.raw, BATCH_ROWS, group=group):
-            accepted, rejected = cleaner.clean(frame)
+            accepted, rejected = cleaner.clean(frame.with_row_index("number", first + rows))
             rows += frame.height
             write_rows(accepted)
             write_rejected(rejected)

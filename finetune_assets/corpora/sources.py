@@ -15,6 +15,7 @@ from finetune_assets import settings
 from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.sources import Source
 from finetune_assets.corpora import files
+from finetune_assets.corpora.explain import reached
 from finetune_assets.corpora.spool import cheap_version, is_saved_dataset, spool, spool_saved
 from finetune_assets.errors import UserError
 from finetune_assets.storage.fingerprint import LENGTH, digest
@@ -106,16 +107,11 @@ def find(uri: str, key: str) -> list[str]:
     A folder stands for its data files at any depth; for its text files if it has no others.
 
     Raises:
-        UserError: nothing matches, or a file's type cannot be read.
+        UserError: nothing matches, a file's type cannot be read, or a store cannot be reached.
     """
-    fs, path = fsspec.core.url_to_fs(uri)
     prefix = uri.split("://")[0] + "://" if "://" in uri else ""
-    if any(c in path for c in "*?["):
-        found = [p for p in sorted(fs.glob(path)) if fs.isfile(p)]
-    elif fs.isdir(path):
-        found = _files_of(fs, path)
-    else:
-        found = [path] if fs.isfile(path) else []
+    with reached(uri):
+        found = _matching(uri)
     if not found:
         raise UserError(uri, "no such file", f"mend `{key}` or put the file there")
     for p in found:
@@ -126,6 +122,18 @@ def find(uri: str, key: str) -> list[str]:
                 f"use {', '.join(files.READERS)}, also with .gz or .zst",
             )
     return [f"{prefix}{p}" for p in found]
+
+
+def _matching(uri: str) -> list[str]:
+    fs, path = fsspec.core.url_to_fs(uri)
+    fs.invalidate_cache()  # what it remembers hides objects that came since
+    if fs.isfile(path):
+        return [path]
+    if any(c in path for c in "*?["):
+        return [p for p in sorted(fs.glob(path)) if fs.isfile(p)]
+    if fs.isdir(path):
+        return _files_of(fs, path)
+    return [path] if fs.isfile(path) else []
 
 
 def _files_of(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
@@ -149,8 +157,9 @@ def _stat(uri: str) -> list[Any]:
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         found = os.stat(path)
         return [found.st_size, found.st_mtime_ns, found.st_ino]
-    fs.invalidate_cache()
-    info = fs.info(path)
+    with reached(uri):
+        fs.invalidate_cache()
+        info = fs.info(path)
     changed = info.get("ETag") or info.get("LastModified") or info.get("mtime")
     return [info["size"], str(changed), 0]
 
@@ -163,7 +172,7 @@ def content(uri: str) -> tuple[int, str]:
         known = json.loads(kept.read_text())
         if known["uri"] == uri and known["stat"] == stat:
             return stat[0], known["sha256"]
-    with fsspec.open(uri, "rb") as file:
+    with reached(uri), fsspec.open(uri, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
     settled = not isinstance(stat[1], int) or time.time_ns() - stat[1] > SETTLED_SECONDS * 1e9
     if settled:

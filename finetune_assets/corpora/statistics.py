@@ -8,14 +8,14 @@ from typing import Any
 import polars as pl
 
 from finetune_assets.corpora.batch import UNUSABLE, Findings
-from finetune_assets.corpora.parquet import batches
+from finetune_assets.corpora.parquet import ROW_GROUP, batches, take
 from finetune_assets.storage.fingerprint import LENGTH
 
 PREVIEW_ROWS = 6
 REJECTED_SHOWN = 10
 """Rows shown of each step that removes rows."""
 
-ROWS_FOR_LANGUAGE = 300
+STRETCHES, ROWS_FOR_LANGUAGE = 4, 300
 """Rows, the first by hash, whose language is told."""
 
 OUTLIER_RANGES = 3
@@ -79,15 +79,11 @@ def _rejected_preview(path: Path) -> list[dict[str, Any]]:
 
 def preview(rows: Path) -> list[dict[str, Any]]:
     """The first rows of every source, as far as PREVIEW_ROWS go."""
+    light = pl.read_parquet(rows, columns=["source_index"], row_index_name="row")
+    each = max(1, PREVIEW_ROWS // max(1, light["source_index"].n_unique()))
+    first = light.group_by("source_index", maintain_order=True).head(each)["row"]
     columns = ["id", "source", "line", "messages", "text", "chosen", "rejected", "tools"]
-    known = pl.scan_parquet(rows)
-    found = known.select("source_index").unique().sort("source_index").collect().to_series()
-    each = max(1, PREVIEW_ROWS // max(1, found.len()))
-    parts = [
-        known.filter(pl.col("source_index") == index).head(each).select(columns).collect()
-        for index in found.head(PREVIEW_ROWS)
-    ]
-    return pl.concat(parts).to_dicts() if parts else []
+    return take(rows, first.head(PREVIEW_ROWS).to_list(), columns).to_dicts()
 
 
 def rows_hash(path: Path, columns: list[str]) -> str:
@@ -130,14 +126,13 @@ def languages(rows: Path) -> dict[str, float]:
         pl.col("text"),
         pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n"),
     )
-    chosen = pl.scan_parquet(rows).select("id").collect()["id"].bottom_k(ROWS_FOR_LANGUAGE)
-    sample = (
-        pl.scan_parquet(rows)
-        .filter(pl.col("id").is_in(chosen.implode()))
-        .select(text.str.slice(0, 1000).alias("text"))
-        .head(ROWS_FOR_LANGUAGE)
-        .collect(engine="streaming")["text"]
-    )
+    # By hash, out of a few stretches of the file: reading all of it for so few rows is waste.
+    light = pl.read_parquet(rows, columns=["id"], row_index_name="row")
+    stretches = {i * light.height // STRETCHES // ROW_GROUP for i in range(STRETCHES)}
+    near = light.filter((pl.col("row") // ROW_GROUP).is_in(list(stretches)))
+    chosen = near.bottom_k(ROWS_FOR_LANGUAGE, by="id")["row"].to_list()
+    read = take(rows, chosen, ["text", "messages"])
+    sample = read.select(text.str.slice(0, 1000).alias("text"))["text"]
     return shares(py3langid.classify(text)[0] for text in sample)
 
 

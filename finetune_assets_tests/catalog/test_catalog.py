@@ -44,6 +44,13 @@ def test_three_lines_are_a_dataset() -> None:
             ["sql_execution needs a database"],
         ),
         (MINIMAL + "promotion: {metric: chrf}\n", ["promotion.metric is 'chrf'", "not measured"]),
+        (
+            MINIMAL + "splits: {test: 0.1, test: 0.5}\n",
+            ["x.yaml:4", "'test' is there twice"],
+        ),
+        (MINIMAL + "splits: {test: 0.6, validation: 0.5}\n", ["leave nothing to train on"]),
+        ("sources:\n  - {path: a, sample: 1.0}\nbase: b\n", ["x.yaml:2", "sample"]),
+        ("sources:\n  - {path: a, hub: o/n@r}\nbase: b\n", ["exactly one of"]),
     ],
 )
 def test_errors_name_file_line_key_and_remedy(text: str, expected: list[str]) -> None:
@@ -84,3 +91,9 @@ def test_every_shipped_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_committed_schema_is_the_code_s() -> None:
     committed = json.loads((ROOT / "catalog" / "schema.json").read_text())
     assert committed == json_schema(), "write it again: finetune schema catalog/schema.json"
+
+
+def test_a_bare_off_is_the_word() -> None:
+    text = MINIMAL + "cleaning: {personal_data: {action: off}, near_duplicates: {action: off}}\n"
+    cleaning = parse(text, "x.yaml").cleaning
+    assert (cleaning.personal_data.action, cleaning.near_duplicates.action) == ("off", "off")

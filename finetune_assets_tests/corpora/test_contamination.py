@@ -17,10 +17,15 @@ def words(count: int) -> str:
     return " ".join("".join(GENERATOR.choices("abcdefgh", k=6)) for _ in range(count))
 
 
+def twice(texts: list[str]) -> pl.Series:
+    """Rows that are questions as a whole."""
+    return pl.Series([text for text in texts for _ in range(2)])
+
+
 def overlaps(evaluation: list[str], training: list[str], n: int = 5) -> dict[int, float]:
     judged = Evaluation(n, len(evaluation))
-    judged.add([lambda: pl.Series(evaluation)])
-    return dict(judged.overlap([lambda: pl.Series(training)]).select("row", "overlap").iter_rows())
+    judged.add([lambda: twice(evaluation)])
+    return dict(judged.overlap([lambda: twice(training)]).select("row", "overlap").iter_rows())
 
 
 def test_ngrams_do_not_depend_on_where_they_stand() -> None:
@@ -68,6 +73,20 @@ def test_benchmark_rows_in_training_are_counted_and_shown(tmp_path: Path) -> Non
     example = found["examples"][0]
     assert example["of"] == "benchmark.jsonl"
     assert example["training_row"].rsplit(":", 1)[1] in {"1", "2", "3", "4"}
+
+
+def test_a_question_is_found_whatever_the_answer(tmp_path: Path) -> None:
+    asked = words(30)
+    write_jsonl(tmp_path / "exam.jsonl", [{"q": asked, "a": words(40)}, {"q": words(20), "a": "x"}])
+    rows = [{"prompt": words(30), "completion": words(9)} for _ in range(100)]
+    leak = {"prompt": f"Please tell me: {asked} Thank you", "completion": words(60)}
+    made = corpus(
+        tmp_path, [leak, *rows], {"split": None}, contamination={"benchmarks": ["exam.jsonl"]}
+    )
+    train = made.splits()["train"]
+    found = made.split_statistics["test"]["contamination"]["rows"]
+    counts = {part["of"]: part["contaminated"] for part in found}
+    assert counts["exam.jsonl"] == train.filter(pl.col("line") == 1).height
 
 
 def test_a_missing_benchmark_is_named(tmp_path: Path) -> None:

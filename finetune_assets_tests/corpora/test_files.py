@@ -111,6 +111,7 @@ def test_a_text_file_is_one_document(tmp_path: Path, name: str) -> None:
         ("a.json", b'[\n{"a": 1},\n2]', ["a.json:3", "not an object"]),
         ("a.json", b'"text"', ["not a list"]),
         ("a.json", b"[]", ["no rows"]),
+        ("a.json", b'[{"a": 1}]\n[{"a": 2}]', ["a.json:1", "something follows"]),
         ("a.csv", b"a,b\n1,2\n3\n", ["a.csv:3", "header's 2 columns"]),
         ("a.csv", b"a,a\n1,2\n", ["a.csv:1", "a column twice"]),
         ("a.csv", b'a,b\n1,"2\n', ["a.csv:2", "broken CSV"]),
@@ -157,7 +158,7 @@ def test_any_bytes_are_rows_or_one_clear_error(tmp_path: Path, suffix: str, cont
         st.dictionaries(
             st.text(min_size=1, max_size=5),
             st.recursive(
-                st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+                st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(max_size=9),
                 lambda inner: st.lists(inner, max_size=3),
                 max_leaves=4,
             ),

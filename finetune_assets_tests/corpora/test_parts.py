@@ -9,7 +9,7 @@ import pytest
 
 from finetune_assets.corpora import parquet, parts
 from finetune_assets.errors import UserError
-from finetune_assets_tests.corpora.data import Rows, corpus
+from finetune_assets_tests.corpora.data import Corpus, Rows, corpus, write_jsonl
 
 
 def rows() -> Rows:
@@ -69,3 +69,9 @@ def test_no_environment_is_left_changed(tmp_path: Path, small_groups: None) -> N
     before = json.dumps(dict(os.environ), sort_keys=True)
     corpus(tmp_path, rows())
     assert json.dumps(dict(os.environ), sort_keys=True) == before
+
+
+def test_a_file_named_twice_is_kept_once(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", rows()[:9])
+    made = Corpus(tmp_path, [str(path), str(path)])
+    assert (made.rows.height, made.rejected.height) == (9, 9)

@@ -1,0 +1,59 @@
+"""Failures of libraries as errors that people can mend."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+from finetune_assets.errors import UserError
+
+
+@contextlib.contextmanager
+def explained(where: str, remedy: str, uri: str = "") -> Iterator[None]:
+    """Failures of a library as a UserError without the URI's secrets.
+
+    The library's own error may hold them, and so is not kept as the cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = str(error).split("\n\nQuery was:")[0].strip() or type(error).__name__
+        raise UserError(where, _redact(text, uri), remedy) from None
+
+
+@contextlib.contextmanager
+def reached(uri: str) -> Iterator[None]:
+    """Failures of a remote store as a UserError; those of a local disk are left as they are."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ImportError, ValueError) as error:  # what fsspec says to a URI it has nothing for
+        if "://" not in uri:
+            raise
+        remedy = "mend the URI, or install what reads it wherever the graph runs"
+        raise UserError(uri, str(error), remedy) from error
+    except Exception as error:
+        if "://" not in uri:
+            raise
+        denied = isinstance(error, PermissionError)
+        raise UserError(
+            uri,
+            f"{'access is denied' if denied else 'it cannot be read'}: {error}",
+            "check the URI and the store's address and credentials wherever the graph runs; "
+            "for S3 the variables AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ) from error
+
+
+def _redact(text: str, uri: str) -> str:
+    userinfo = uri.partition("://")[2].rpartition("@")[0]
+    secrets = [userinfo.partition(":")[2]]
+    for name, value in re.findall(r"[?&]([^=&]+)=([^&]*)", uri):
+        if re.search("pass|token|key|secret", name, re.IGNORECASE):
+            secrets.append(value)
+    text = re.sub(r"//[^\s/@]*@", "//***@", text)
+    for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
