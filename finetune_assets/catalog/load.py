@@ -36,6 +36,7 @@ def names() -> list[str]:
     """Stems of the catalog's YAML files, sorted."""
     root = settings.catalog_uri()
     fs, folder = fsspec.core.url_to_fs(root)
+    fs.invalidate_cache()  # what an object store's client remembers hides new files
     if not fs.isdir(folder):
         raise UserError(
             root,
@@ -54,6 +55,7 @@ def load(name: str) -> Entry:
     """
     root = settings.catalog_uri()
     fs, folder = fsspec.core.url_to_fs(root)
+    fs.invalidate_cache()
     for suffix in (".yaml", ".yml"):
         if fs.isfile(f"{folder}/{name}{suffix}"):
             uri = f"{root}/{name}{suffix}"

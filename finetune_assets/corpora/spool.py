@@ -8,8 +8,7 @@ import orjson
 
 from finetune_assets.catalog.sources import Source
 from finetune_assets.corpora.functions import function_rows, function_version
-from finetune_assets.corpora.hub import hub_commit, hub_rows, is_saved_dataset
-from finetune_assets.corpora.hub import saved_rows as _saved_rows
+from finetune_assets.corpora.hub import hub_commit, hub_rows, is_saved_dataset, saved_rows
 from finetune_assets.corpora.queries import query_rows, query_version
 from finetune_assets.corpora.values import Row, Rows, plain
 from finetune_assets.errors import UserError
@@ -28,7 +27,7 @@ def spool(source: Source, target: Path, where: str, folder: Path | None = None) 
     Raises:
         UserError: the rows cannot be had, or there are none. `target` is then left as it was.
     """
-    _write(_rows(source, where, folder), target, where)
+    write_rows(rows_of(source, where, folder), target, where)
 
 
 def spool_saved(folder: Path, parts: list[str], target: Path, where: str) -> None:
@@ -37,7 +36,7 @@ def spool_saved(folder: Path, parts: list[str], target: Path, where: str) -> Non
     Raises:
         UserError: the folder cannot be read, or has no such split.
     """
-    _write(_saved_rows(folder, parts, where), target, where)
+    write_rows(saved_rows(folder, parts, where), target, where)
 
 
 def cheap_version(source: Source, where: str, folder: Path | None = None) -> str:
@@ -56,7 +55,8 @@ def cheap_version(source: Source, where: str, folder: Path | None = None) -> str
     raise ValueError(f"{where}: files are no spooled source")
 
 
-def _rows(source: Source, where: str, folder: Path | None) -> Rows:
+def rows_of(source: Source, where: str, folder: Path | None) -> Rows:
+    """Rows of a query, hub dataset or function, as they come."""
     if source.query is not None:
         return query_rows(source, where, folder)
     if source.hub is not None:
@@ -66,7 +66,8 @@ def _rows(source: Source, where: str, folder: Path | None) -> Rows:
     raise ValueError(f"{where}: files are no spooled source")
 
 
-def _write(rows: Rows, target: Path, where: str) -> None:
+def write_rows(rows: Rows, target: Path, where: str) -> None:
+    """Write rows as JSON lines, whole or not at all."""
     part = target.with_name(f"{target.name}.part")
     number = 0
     try:

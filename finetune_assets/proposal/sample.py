@@ -18,6 +18,7 @@ from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.sources import Source
 from finetune_assets.corpora import files, sources, spool
 from finetune_assets.corpora.formats import ROWS_FOR_DETECTION, Format, format_of
+from finetune_assets.corpora.hub import saved_rows
 from finetune_assets.corpora.raw import RAW_SCHEMA
 from finetune_assets.errors import UserError
 
@@ -169,11 +170,11 @@ def _spooled(entry: Entry, source: Source, saved: Path | None, target: Path) -> 
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # paths are relative to it
     rows = (
-        spool._saved_rows(saved, source.parts, where)
+        saved_rows(saved, source.parts, where)
         if saved is not None
-        else spool._rows(source, where, folder)
+        else spool.rows_of(source, where, folder)
     )
-    spool._write(_first(rows, ROWS + 1), target, where)
+    spool.write_rows(_first(rows, ROWS + 1), target, where)
     batch = list(chain.from_iterable(files.read(str(target))))
     complete = len(batch) <= ROWS
     total = len(batch) if complete else None

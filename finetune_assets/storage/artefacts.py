@@ -181,6 +181,8 @@ def _publish(scratch: Path, manifest: Manifest) -> None:
         _rename(scratch, target)
         shutil.rmtree(replaced, ignore_errors=True)
         return
+    if fs.exists(f"{path}/{MANIFEST}"):
+        fs.rm_file(f"{path}/{MANIFEST}")  # half-replaced files are not the old artefact
     for file in manifest.files:
         fs.put_file(str(scratch / file.path), f"{path}/{file.path}")
     fs.pipe_file(f"{path}/{MANIFEST}", text.encode())
