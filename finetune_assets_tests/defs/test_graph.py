@@ -233,6 +233,8 @@ def start_until_training(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell without job control starts what is in the background deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while len(set(root.glob("*/checkpoint-*/complete")) - before) < checkpoints:
