@@ -32,6 +32,9 @@ _ODD = 0x9E3779B97F4A7C15
 Batch = Callable[[], pl.Series]
 """Gives texts in lower case when asked, which is in another thread: VIEWS for every row."""
 
+SHORT_QUESTION = 100
+"""Bytes; longer questions hold n-grams of their own."""
+
 VIEWS = 2
 """A row is looked at as its question and as a whole: a question that stands in training is a leak
 whatever the answer, and n-grams that straddle both would hide it."""
@@ -221,9 +224,14 @@ def _mixed(hashes: np.ndarray) -> np.ndarray:
     return hashes ^ (hashes >> np.uint64(29))
 
 
-def text_of(frame: pl.DataFrame) -> pl.Series:
-    """What rows ask, and everything they say, in lower case: VIEWS texts for every row."""
+def text_of(frame: pl.DataFrame, *, training: bool = False) -> pl.Series:
+    """What rows ask, and everything they say, in lower case: VIEWS texts for every row.
+
+    Of training rows only short questions, as the n-grams of long ones are in what the row says.
+    """
     asked = pl.col("text").fill_null(_joined("messages", "user"))
+    if training:
+        asked = pl.when(asked.str.len_bytes() < SHORT_QUESTION).then(asked)
     parts = (pl.col("text"), _joined("messages"), _joined("chosen"))
     said = pl.concat_str(*parts, separator=" ", ignore_nulls=True)
     views = pl.concat_list(asked.fill_null(""), said).list.eval(pl.element().str.to_lowercase())

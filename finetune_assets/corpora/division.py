@@ -189,8 +189,8 @@ class Division:
             mask = pl.Series(chosen[start : start + frame.height])
             start += frame.height
             if mask.any():
-                yield partial(_text_of_some, frame, mask)
+                yield partial(_text_of_some, frame, mask, training=code == 0)
 
 
-def _text_of_some(frame: pl.DataFrame, mask: pl.Series) -> pl.Series:
-    return text_of(frame.filter(mask))
+def _text_of_some(frame: pl.DataFrame, mask: pl.Series, *, training: bool) -> pl.Series:
+    return text_of(frame.filter(mask), training=training)
