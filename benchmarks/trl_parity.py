@@ -109,7 +109,7 @@ def ours(
     """The platform's own path: tokenisation, then training."""
     import polars as pl
 
-    from finetune_assets.catalog.config import Training
+    from finetune_assets.catalog.training import Training
     from finetune_assets.tokenization.pack import join
     from finetune_assets.tokenization.render import tokenize
     from finetune_assets.tokenization.training_set import CONTEXT_SCHEMA

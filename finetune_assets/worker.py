@@ -73,7 +73,7 @@ def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
 
 
 def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
-    from finetune_assets.catalog.config import Training
+    from finetune_assets.catalog.training import Training
     from finetune_assets.training.hardware import this_machine
     from finetune_assets.training.train import train
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from finetune_assets.catalog.cleaning import Checks, Cleaning, Contamination, Splits
 from finetune_assets.catalog.section import Count, Section, Share
 from finetune_assets.catalog.sources import Source
+from finetune_assets.catalog.training import Training
 from finetune_assets.evaluation.metrics import MetricName
 
 
@@ -17,46 +18,6 @@ class Base(Section):
     """A local folder, `hub:ORG/NAME@REVISION`, or `package:PACKAGE/FILE.gguf`."""
     chat_template: str | None = None
     """Jinja file with a chat template, for a base that brings none; relative to this file."""
-
-
-class Lora(Section):
-    r: Count = 16
-    """Rank of the update; 16 learns a task of a few thousand rows."""
-    alpha: Count = 32
-    """Scale; twice the rank, as in the QLoRA paper's follow-ups."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: str | list[str] = "all-linear"
-    """Layers; all linear layers is what makes LoRA match full tuning (QLoRA, 2023)."""
-    rslora: bool = False
-
-
-class Training(Section):
-    """QLoRA training; names are those of TRL and transformers."""
-
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3
-    max_steps: Count | None = None
-    """Optimizer steps; overrides epochs."""
-    max_length: Annotated[int, Field(ge=16)] = 1024
-    """Tokens of one context; longer rows follow `long_rows`."""
-    long_rows: Literal["truncate", "drop", "error"] = "truncate"
-    """A truncated answer keeps no stop token, so it is never taught as complete."""
-    packing: bool = True
-    """Several rows in one context, isolated from each other."""
-    per_device_train_batch_size: Count | None = None
-    """Contexts of a forward pass; default: what the hardware holds."""
-    train_batch_size: Count = 16
-    """Contexts of an optimizer step; accumulation follows from the hardware's batch."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
-    """Steps if >= 1, else a fraction of all steps."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    quantization: Literal["nf4", "none"] = "nf4"
-    lora: Lora = Lora()
-    evals_per_epoch: Annotated[float, Field(gt=0)] = 2
-    """Validation losses (and checkpoints) per epoch; the best checkpoint is kept."""
-    seed: int = 0
 
 
 class SqlExecution(Section):

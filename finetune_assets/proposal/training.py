@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from finetune_assets.catalog.config import Training
 from finetune_assets.catalog.load import Entry
+from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.tokenization.rows import CHATML_TOOLS
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from finetune_assets.catalog.config import Lora
+from finetune_assets.catalog.training import Lora
 from finetune_assets.training.hardware import Hardware
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune_assets.catalog.config import Training
+from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.tokenization.pack import Context
 from finetune_assets.tokenization.training_set import read_contexts

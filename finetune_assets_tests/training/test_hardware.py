@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_assets.catalog.config import Training
+from finetune_assets.catalog.training import Training
 from finetune_assets.training.hardware import Machine, probe, resolve
 from finetune_assets.training.train import _arguments, plan
 

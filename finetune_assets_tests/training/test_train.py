@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune_assets.catalog.config import Lora, Training
+from finetune_assets.catalog.training import Lora, Training
 from finetune_assets.errors import UserError
 from finetune_assets.tokenization.pack import Context, join
 from finetune_assets.tokenization.render import IGNORED, Tokens
@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from finetune_assets.catalog.config import Training
+from finetune_assets.catalog.training import Training
 from finetune_assets.training.hardware import this_machine
 from finetune_assets.training.train import train
 base, data, out, recipe = sys.argv[1:]

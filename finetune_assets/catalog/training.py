@@ -1,0 +1,190 @@
+"""The `training:` of a dataset file: how a model is tuned, under the names of TRL and transformers.
+
+Every default is stated here once, with its unit and reason. What the hardware decides (batch of a
+forward pass, dtype, kernels) is `auto` or None here and resolved by `training/hardware.py`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from finetune_assets.catalog.section import Count, Section
+
+Positive = Annotated[float, Field(gt=0)]
+Natural = Annotated[float, Field(ge=0)]
+
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "warmup_stable_decay",
+]
+Optimizer = Literal[
+    "auto",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop",
+    "adagrad",
+    "sgd",
+]
+
+
+class Lora(Section):
+    """The adapter; names are those of PEFT's LoraConfig without their prefix."""
+
+    r: Count = 16
+    """Rank of the update; 16 learns a task of a few thousand rows."""
+    alpha: Count = 32
+    """Scale; twice the rank, as in the QLoRA paper's follow-ups."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that are dropped; 0 lets kernels be fused."""
+    targets: str | list[str] = "all-linear"
+    """Layers; all linear layers is what makes LoRA match full tuning (QLoRA, 2023)."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases that are trained too."""
+    rslora: bool = False
+    """Scale by the square root of the rank, which keeps high ranks stable."""
+    dora: bool = False
+    """Learn magnitude and direction apart; slower, better at low ranks."""
+    init: Literal["default", "gaussian", "pissa", "loftq"] = "default"
+    """`pissa` begins with the base's principal components (needs `quantization: none`), `loftq`
+    with what quantisation lost (needs nf4)."""
+    modules_to_save: list[str] = []
+    """Modules trained whole beside the adapter, e.g. `lm_head` for new tokens."""
+
+
+class Documents(Section):
+    """Plain text: how documents become contexts. No effect on conversations."""
+
+    boundary: str | None = None
+    """Text such as "\\n" after which a document is cut by preference: the last one in the second
+    half of a full context. None cuts at exactly `max_length` tokens."""
+    overlap: Annotated[int, Field(ge=0)] = 0
+    """Tokens of the end of one piece that begin the next, as context without loss, so that every
+    token is learned exactly once."""
+    shuffle: bool = True
+    """Contexts in random order (by `seed`), as epochs shuffle them; false keeps the order of the
+    documents, also in every epoch."""
+    sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the pieces that is kept, chosen by hash."""
+
+
+class Devices(Section):
+    """More than one device: both settings become an `accelerate launch` configuration."""
+
+    count: Count | Literal["auto"] = 1
+    """Processes of this machine, one a device; `auto` takes every GPU."""
+    strategy: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
+    """`ddp` copies the model, `fsdp` and `zero3` divide it, `zero2` divides gradients and optimizer
+    state only."""
+
+
+class Training(Section):
+    """How the model is tuned."""
+
+    method: Literal["lora", "full"] = "lora"
+    """`full` trains every weight; it needs `quantization: none`."""
+    num_train_epochs: Positive = 3
+    max_steps: Count | None = None
+    """Optimizer steps; overrides epochs."""
+    max_length: Annotated[int, Field(ge=16)] = 1024
+    """Tokens of one context; longer rows follow `long_rows`."""
+    long_rows: Literal["truncate", "drop", "error"] = "truncate"
+    """A truncated answer keeps no stop token, so it is never taught as complete."""
+    packing: bool = True
+    """Several rows in one context, isolated from each other. Without it a context is a row; no
+    padding is computed either way."""
+    loss_mask: Literal["assistant", "completion", "all"] = "assistant"
+    """Tokens that carry loss: every assistant turn, the last one only, or the whole text."""
+    documents: Documents = Documents()
+    per_device_train_batch_size: Count | None = None
+    """Contexts of a forward pass; default: what the hardware holds."""
+    train_batch_size: Count = 16
+    """Contexts of an optimizer step; accumulation follows from the hardware's batch."""
+    gradient_accumulation_steps: Count | None = None
+    """Forward passes of an optimizer step; with `per_device_train_batch_size` it replaces
+    `train_batch_size`."""
+    learning_rate: Positive = 2e-4
+    lr_scheduler_type: Scheduler = "cosine"
+    warmup_steps: Natural = 0.03
+    """Steps if >= 1, else a fraction of all steps."""
+    weight_decay: Natural = 0.0
+    max_grad_norm: Natural = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    optim: Optimizer = "auto"
+    """`auto`: paged 8-bit AdamW on CUDA, fused AdamW on CPU."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Of computation; adapter weights and optimizer state are float32."""
+    quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
+    double_quantization: bool = True
+    """Quantise the 4-bit scales too: 0.4 bits less a parameter."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: a third slower, far less memory. `auto`: only
+    where the estimate says that they would not fit."""
+    torch_compile: bool | Literal["auto"] = "auto"
+    """`auto`: where the run is long enough to win back the time that compiling takes."""
+    lora: Lora = Lora()
+    neftune_noise_alpha: Positive | None = None
+    """Noise on embeddings (NEFTune); 5 is its paper's value."""
+    evals_per_epoch: Positive = 2
+    """Validation losses per epoch."""
+    eval_steps: Count | None = None
+    """Optimizer steps between validation losses; overrides `evals_per_epoch`."""
+    save_steps: Count | None = None
+    """Optimizer steps between checkpoints; default: at each validation loss. A lost machine loses
+    at most this much."""
+    save_total_limit: Count = 2
+    """Checkpoints kept, the best one beside them."""
+    logging_steps: Count = 1
+    """Optimizer steps between reports of loss, speed and memory."""
+    load_best_model_at_end: bool = True
+    """Keep the checkpoint of the lowest validation loss instead of the last."""
+    early_stopping_patience: Count | None = None
+    """Validation losses without improvement after which training ends; None never does."""
+    early_stopping_threshold: Natural = 0.0
+    """Nats per token by which a validation loss must fall to count as an improvement."""
+    sample_prompts: list[str] = []
+    """Questions answered at each validation loss, shown as a table over time."""
+    sample_max_new_tokens: Count = 64
+    """Tokens of such an answer."""
+    devices: Devices = Devices()
+    price_per_hour: Natural = 0.0
+    """Of the machine, in any currency; `finetune plan` multiplies it by the hours."""
+    seed: int = 0
+    arguments: dict[str, Any] = {}
+    """Any other key of TRL's SFTConfig or transformers' TrainingArguments, passed through; checked
+    by `finetune plan` and before training."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Training":
+        if self.method == "full" and self.quantization != "none":
+            raise ValueError(
+                "`method: full` trains the weights themselves, which quantised ones cannot be: "
+                "write `quantization: none`"
+            )
+        if self.method == "lora" and self.lora.init == "pissa" and self.quantization != "none":
+            raise ValueError("`lora.init: pissa` changes the base: write `quantization: none`")
+        if self.method == "lora" and self.lora.init == "loftq" and self.quantization != "nf4":
+            raise ValueError("`lora.init: loftq` repairs 4-bit weights: write `quantization: nf4`")
+        if self.gradient_accumulation_steps and not self.per_device_train_batch_size:
+            raise ValueError(
+                "`gradient_accumulation_steps` needs `per_device_train_batch_size` beside it; "
+                "`train_batch_size` alone sets the effective batch"
+            )
+        if self.documents.overlap >= self.max_length // 2:
+            raise ValueError("`documents.overlap` must be below half of `max_length`")
+        return self
