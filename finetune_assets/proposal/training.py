@@ -194,7 +194,7 @@ def _batch_reason(rows_of_context: float, contexts: str) -> str:
 
 def _estimate(tokens: int, contexts: int, length: int, epochs: int, batch: int, exact: bool) -> str:
     from finetune_assets.training.hardware import this_machine
-    from finetune_assets.training.train import plan
+    from finetune_assets.training.schedule import plan
 
     hardware = this_machine()
     training = Training(max_length=length, num_train_epochs=epochs, train_batch_size=batch)

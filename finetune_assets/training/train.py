@@ -17,21 +17,10 @@ from finetune_assets.training import checkpoints
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.loading import adapter_in_float32, add_adapter, load_base
 from finetune_assets.training.loss import collate, mean_loss, supervised_nll
+from finetune_assets.training.schedule import Schedule, plan
 
 Progress = Callable[[str], None]
 Metrics = Callable[[dict[str, float], int], None]
-
-
-@dataclass
-class Schedule:
-    """How many contexts go where; derived once from the data, the recipe and the hardware."""
-
-    micro_batch: int
-    """Contexts of a forward pass."""
-    accumulation: int
-    """Forward passes of an optimizer step."""
-    total_steps: int
-    eval_steps: int
 
 
 @dataclass
@@ -40,23 +29,6 @@ class Curves:
 
     train: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
-
-
-def plan(contexts: int, training: Training, hardware: Hardware) -> Schedule:
-    """Batches and steps of a run over `contexts` training contexts."""
-    effective = min(training.train_batch_size, contexts)
-    micro = training.per_device_train_batch_size or hardware.micro_batch(
-        training.max_length, effective
-    )
-    accumulation = max(1, round(effective / micro))
-    per_epoch = max(1, math.ceil(contexts / (micro * accumulation)))
-    total = training.max_steps or math.ceil(training.num_train_epochs * per_epoch)
-    return Schedule(
-        micro_batch=micro,
-        accumulation=accumulation,
-        total_steps=total,
-        eval_steps=min(total, max(1, round(per_epoch / training.evals_per_epoch))),
-    )
 
 
 def train(
@@ -156,7 +128,7 @@ def _arguments(
         "eval_strategy": "steps",
         "eval_steps": schedule.eval_steps,
         "save_strategy": "steps",
-        "save_steps": schedule.eval_steps,
+        "save_steps": schedule.save_steps,
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",

@@ -6,7 +6,8 @@ import pytest
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.training.hardware import Machine, probe, resolve
-from finetune_assets.training.train import _arguments, plan
+from finetune_assets.training.schedule import plan
+from finetune_assets.training.train import _arguments
 
 H100 = Machine(
     cuda=True, name="H100", memory_gb=80, cores=16, bf16=True, flash_attention=True, liger=True
