@@ -4,18 +4,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from finetune_assets.catalog.training import Lora
+from finetune_assets.catalog.training import Training
 from finetune_assets.training.hardware import Hardware
 
 
-def load_base(folder: Path, hardware: Hardware, quantization: str) -> Any:
+def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
     """The base model, NF4 with double quantisation or in the hardware's dtype."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype = hardware.torch_dtype()
     config = None
-    if quantization == "nf4":
+    if training.quantization == "nf4":
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -47,10 +47,17 @@ def keep_quantised_layers_trainable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def add_adapter(model: Any, lora: Lora) -> Any:
-    """A PEFT model with a fresh LoRA adapter in float32."""
+def add_adapter(model: Any, training: Training, base: Path, initial: Path | None = None) -> Any:
+    """A PEFT model with a fresh LoRA adapter in float32.
+
+    Args:
+        base: folder from which `model` was loaded.
+        initial: file, beside the checkpoints, that keeps the matrices from which `pissa` and
+            `loftq` begin; read where it exists, so that a resumed run has the same ones.
+    """
     from peft import LoraConfig, get_peft_model
 
+    lora = training.lora
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

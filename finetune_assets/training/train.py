@@ -17,6 +17,7 @@ from finetune_assets.training import checkpoints
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.loading import adapter_in_float32, add_adapter, load_base
 from finetune_assets.training.loss import collate, mean_loss, supervised_nll
+from finetune_assets.training.saving import INITIAL, save_adapter
 from finetune_assets.training.schedule import Schedule, plan
 
 Progress = Callable[[str], None]
@@ -69,7 +70,8 @@ def train(
         f"{schedule.micro_batch} x {schedule.accumulation} contexts a step"
     )
     torch.manual_seed(training.seed)
-    model = add_adapter(load_base(base, hardware, training.quantization), training.lora)
+    initial = root / INITIAL
+    model = add_adapter(load_base(base, hardware, training), training, base, initial)
     trainer = _trainer(
         model, tokenizer, contexts, training, hardware, schedule, root, progress, metrics
     )
@@ -77,7 +79,7 @@ def train(
     started = time.monotonic()
     with _stop_on_term(trainer):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    model.save_pretrained(out)
+    save_adapter(model, out, training, base, initial)
     tokens = sum(len(c.input_ids) for c in contexts["train"])
     curves = _curves(trainer.state.log_history)
     return {

@@ -105,7 +105,8 @@ def test_evaluating_first_leaves_the_gradients_what_they_are(tiny_base: Path) ->
 
     def gradients(evaluate_first: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = add_adapter(load_base(tiny_base, this_machine(), "nf4"), Lora(r=4, alpha=8))
+        training = Training(lora=Lora(r=4, alpha=8))
+        model = add_adapter(load_base(tiny_base, this_machine(), training), training, tiny_base)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide the gradient of lora_A
                 torch.nn.init.normal_(parameter, std=0.02)
