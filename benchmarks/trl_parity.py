@@ -107,21 +107,22 @@ def ours(
     base: Path, conversations: list[Any], given: dict[str, Any], lora: dict[str, Any], out: Path
 ) -> Path:
     """The platform's own path: tokenisation, then training."""
-    import polars as pl
+    import numpy as np
 
     from finetune_assets.catalog.training import Training
-    from finetune_assets.tokenization.pack import join
-    from finetune_assets.tokenization.render import tokenize
-    from finetune_assets.tokenization.training_set import CONTEXT_SCHEMA
+    from finetune_assets.tokenization.contexts import writing
+    from finetune_assets.tokenization.pack import one_each
+    from finetune_assets.tokenization.render import IGNORED, tokenize
     from finetune_assets.training.hardware import this_machine
     from finetune_assets.training.train import train
 
-    contexts = [vars(join([tokenize(load_tokenizer(base), m)])) for m in conversations]
-    (out / "set").mkdir(parents=True)
-    pl.DataFrame(contexts, schema=CONTEXT_SCHEMA).write_parquet(out / "set" / "train.parquet")
-    pl.DataFrame(contexts[:4], schema=CONTEXT_SCHEMA).write_parquet(
-        out / "set" / "validation.parquet"
-    )
+    tokens = [tokenize(load_tokenizer(base), m) for m in conversations]
+    for split, some in (("train", tokens), ("validation", tokens[:4])):
+        with writing(out / "set", split) as writer:
+            for each in some:
+                learned = np.array(each.labels) != IGNORED
+                writer.append(np.array(each.input_ids), learned, np.array([len(learned)]))
+            writer.finish(*one_each(writer.lengths))
     recipe = dict(given, train_batch_size=given["per_device_train_batch_size"])
     (out / "our_adapter").mkdir()
     train(
@@ -143,7 +144,7 @@ def validation_loss(base: Path, adapter: Path, conversations: list[Any]) -> floa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from finetune_assets.tokenization.pack import join
+    from finetune_assets.tokenization.contexts import join
     from finetune_assets.tokenization.render import tokenize
     from finetune_assets.training.loss import mean_loss
 

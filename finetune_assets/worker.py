@@ -91,13 +91,13 @@ def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
 
 def merged_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
     from finetune_assets.merging.merge import merge, parity, stored_dtype
-    from finetune_assets.tokenization.training_set import read_contexts
+    from finetune_assets.tokenization.contexts import Contexts
 
     base, adapter = job.folder("base_models"), job.folder("adapters")
     statistics = merge(base, adapter, out)
     report.log(f"merged {statistics['merged_layers']} layers; comparing logits with the adapter")
-    contexts = read_contexts(job.folder("training_sets") / "validation.parquet")
-    prompts = [c.input_ids[:256] for c in contexts[: job.config["parity_prompts"]]]
+    contexts = Contexts.open(job.folder("training_sets"), "validation")
+    prompts = [c.input_ids[:256].tolist() for c in contexts[: job.config["parity_prompts"]]]
     statistics |= parity(base, adapter, out, prompts)
     return statistics | {"stored_dtype": stored_dtype(out)}
 

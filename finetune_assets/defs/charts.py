@@ -22,15 +22,6 @@ def curves(
     return _picture(figure, y_label)
 
 
-def histogram(values: Sequence[float], x_label: str) -> dg.MarkdownMetadataValue:
-    """How often values occur, in at most 40 bins."""
-    figure, axes = _figure()
-    axes.hist(values, bins=min(40, max(1, len(set(values)))))
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("rows")
-    return _picture(figure, x_label)
-
-
 def bars(binned: Mapping[str, Sequence[float]], x_label: str) -> dg.MarkdownMetadataValue:
     """A histogram from its `edges` and `counts`."""
     figure, axes = _figure()

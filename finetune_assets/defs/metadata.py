@@ -70,7 +70,7 @@ def training_set(manifest: Manifest) -> Metadata:
         "dagster/row_count": s["train"]["rows"],
         "counts": table(counts),
         "tokens_with_loss": s["train"]["tokens_with_loss"],
-        "lengths": charts.histogram(s["train"]["lengths"], "tokens of a row (training split)"),
+        "lengths": charts.bars(s["train"]["lengths"], "tokens of a row (training split)"),
         "rows_as_the_model_sees_them": dg.MetadataValue.md(masked(s["train"]["preview"])),
     }
 

@@ -16,7 +16,7 @@ from finetune_assets.evaluation.metrics import RowScore, score
 from finetune_assets.evaluation.report import render
 from finetune_assets.evaluation.results import Report, Sample, Slice
 from finetune_assets.storage.artefacts import write_json
-from finetune_assets.tokenization.pack import join
+from finetune_assets.tokenization.contexts import join
 from finetune_assets.tokenization.render import Tokens, stop_token_ids
 from finetune_assets.tokenization.rows import (
     conversation,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from finetune_assets.catalog.load import Entry
@@ -131,12 +132,13 @@ def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
         for row, t in zip(learned, tokens, strict=True)
         for piece in (cut_document(t, length) if is_document(row) else [fit(t, length)])
     ]
+    _, starts = pack(np.array([len(piece.input_ids) for piece in pieces]), length)
     answers = [reference(row) for row in learned if not is_document(row)]
     encoded = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
     return Measured(
         lengths,
         [len(ids) + 1 for ids in encoded],
-        {length: len(pack(pieces, length))},
+        {length: len(starts) - 1},
         limit,
         template,
     )

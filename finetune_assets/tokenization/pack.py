@@ -1,48 +1,55 @@
-"""Packing: several conversations in one context, each with positions of its own."""
+"""Packing: which documents share a context, by their lengths alone."""
 
-import bisect
-from dataclasses import dataclass
+import numpy as np
 
-from finetune_assets.tokenization.render import IGNORED, Tokens
-
-
-@dataclass
-class Context:
-    """One training example; the three lists have the same length."""
-
-    input_ids: list[int]
-    labels: list[int]
-    position_ids: list[int]
-    """Restart at 0 with each document, which is what isolates it from its neighbours."""
+Packed = tuple[np.ndarray, np.ndarray]
+"""Documents context by context (int64), and where among them each context begins, and the end."""
 
 
-def pack(documents: list[Tokens], max_length: int) -> list[Context]:
+def pack(lengths: np.ndarray, max_length: int) -> Packed:
     """Best-fit-decreasing bin packing into contexts of at most `max_length` tokens.
 
-    Each document must fit by itself. Deterministic; costs O(n log n).
+    Each document must fit by itself. Deterministic. A bit for every room left that some context
+    has finds the tightest one, so the cost is linear in the number of documents.
     """
-    order = sorted(range(len(documents)), key=lambda i: (-len(documents[i].input_ids), i))
-    bins: list[list[int]] = []
-    # (room left, bin), ascending, so that the tightest bin that fits is found by bisection.
-    rooms: list[tuple[int, int]] = []
-    for index in order:
-        size = len(documents[index].input_ids)
-        at = bisect.bisect_left(rooms, (size, -1))
-        if at == len(rooms):
-            bins.append([index])
-            bisect.insort(rooms, (max_length - size, len(bins) - 1))
+    context_of = np.empty(len(lengths), np.int64)
+    contexts_with: list[list[int]] = [[] for _ in range(max_length + 1)]
+    rooms = count = 0  # `rooms` has bit r set where contexts_with[r] is not empty
+    for document in np.argsort(-lengths, kind="stable").tolist():
+        size = int(lengths[document])
+        enough = rooms >> size
+        if enough:
+            room = size + (enough & -enough).bit_length() - 1
+            context = contexts_with[room].pop()
+            if not contexts_with[room]:
+                rooms ^= 1 << room
         else:
-            room, target = rooms.pop(at)
-            bins[target].append(index)
-            bisect.insort(rooms, (room - size, target))
-    return [join([documents[i] for i in sorted(members)]) for members in bins]
+            room, context, count = max_length, count, count + 1
+        context_of[document] = context
+        contexts_with[room - size].append(context)
+        rooms |= 1 << (room - size)
+    return _grouped(context_of, count)
 
 
-def join(documents: list[Tokens]) -> Context:
-    """Documents one after another; the first token of each has nothing to be predicted from."""
-    context = Context([], [], [])
-    for document in documents:
-        context.input_ids += document.input_ids
-        context.labels += [IGNORED, *document.labels[1:]]
-        context.position_ids += range(len(document.input_ids))
-    return context
+def pack_in_order(lengths: np.ndarray, max_length: int) -> Packed:
+    """A new context wherever the next document does not fit; documents keep their order."""
+    context_of = np.empty(len(lengths), np.int64)
+    context, left = -1, 0
+    for document, size in enumerate(lengths.tolist()):
+        if size > left:
+            context, left = context + 1, max_length
+        context_of[document] = context
+        left -= size
+    return _grouped(context_of, context + 1)
+
+
+def one_each(lengths: np.ndarray) -> Packed:
+    """No packing: a context is a document."""
+    return np.arange(len(lengths)), np.arange(len(lengths) + 1)
+
+
+def _grouped(context_of: np.ndarray, count: int) -> Packed:
+    """Documents of a context in their order."""
+    members = np.argsort(context_of, kind="stable")
+    sizes = np.bincount(context_of, minlength=count)
+    return members, np.concatenate([[0], np.cumsum(sizes)])

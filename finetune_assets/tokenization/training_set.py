@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from finetune_assets.errors import UserError
-from finetune_assets.tokenization.pack import Context, join, pack
+from finetune_assets.tokenization.contexts import writing
+from finetune_assets.tokenization.pack import one_each, pack
 from finetune_assets.tokenization.render import (
     IGNORED,
     Tokens,
@@ -20,11 +22,7 @@ from finetune_assets.tokenization.rows import is_document, is_learned, tokenize_
 SHOWN_ROWS = 3
 """Rows kept as the model sees them, for people to look at."""
 
-CONTEXT_SCHEMA = {
-    "input_ids": pl.List(pl.Int32),
-    "labels": pl.List(pl.Int32),
-    "position_ids": pl.List(pl.Int32),
-}
+HISTOGRAM_BINS = 40
 
 
 def build(
@@ -38,7 +36,7 @@ def build(
     packing: bool,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write `train.parquet` and `validation.parquet` (CONTEXT_SCHEMA) and return statistics.
+    """Write the contexts of each split (see contexts.py) and return statistics.
 
     Args:
         base: folder with the tokenizer.
@@ -58,22 +56,23 @@ def build(
         started = time.monotonic()
         rows = pl.read_parquet(path)
         documents, counts = _documents(tokenizer, rows, where, max_length, long_rows)
-        contexts = pack(documents, max_length) if packing else [join([d]) for d in documents]
-        _write(contexts, out / f"{name}.parquet")
-        counts |= {"contexts": len(contexts)}
-        counts |= {"fill": round(counts["tokens"] / (len(contexts) * max_length), 4)}
+        with writing(out, name) as writer:
+            for d in documents:
+                learned = np.asarray(d.labels) != IGNORED
+                writer.append(np.asarray(d.input_ids), learned, np.array([len(learned)]))
+            lengths = writer.lengths
+            members, starts = pack(lengths, max_length) if packing else one_each(lengths)
+            writer.finish(members, starts)
+        contexts = len(starts) - 1
+        counts |= {"contexts": contexts}
+        counts |= {"fill": round(counts["tokens"] / (contexts * max_length), 4)}
         statistics[name] = counts
         progress(
             f"{name}: {counts['rows']} rows, {counts['tokens']} tokens, "
-            f"{counts['tokens_with_loss']} with loss, {len(contexts)} contexts "
+            f"{counts['tokens_with_loss']} with loss, {contexts} contexts "
             f"in {time.monotonic() - started:.1f} s"
         )
     return statistics
-
-
-def read_contexts(path: Path) -> list[Context]:
-    """Contexts of a split, in their order."""
-    return [Context(**row) for row in pl.read_parquet(path).iter_rows(named=True)]
 
 
 def fit(tokens: Tokens, max_length: int) -> Tokens:
@@ -134,10 +133,18 @@ def _documents(
         "tokens_with_loss": supervised,
         "tokens_without_loss": total - supervised,
         "longest": max(lengths),
-        "lengths": lengths,
+        "lengths": histogram(np.array(lengths)),
         "unwanted_rows": rows.height - len(lengths),
         "preview": shown,
     }
+
+
+def histogram(lengths: np.ndarray) -> dict[str, list[float]]:
+    """`edges` of at most HISTOGRAM_BINS bins of whole tokens, and `counts`."""
+    least, most = int(lengths.min()), int(lengths.max())
+    width = (most - least) // HISTOGRAM_BINS + 1
+    counts, edges = np.histogram(lengths, np.arange(least, most + width + 1, width))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def cut_document(tokens: Tokens, max_length: int) -> list[Tokens]:
@@ -147,10 +154,6 @@ def cut_document(tokens: Tokens, max_length: int) -> list[Tokens]:
         Tokens(tokens.input_ids[s : s + max_length], tokens.labels[s : s + max_length])
         for s in starts
     ]
-
-
-def _write(contexts: list[Context], path: Path) -> None:
-    pl.DataFrame([vars(c) for c in contexts], schema=CONTEXT_SCHEMA).write_parquet(path)
 
 
 def loss_mask_text(tokenizer: Any, tokens: Tokens) -> list[tuple[str, bool]]:

@@ -1,17 +1,17 @@
 """Cross-entropy over the positions that carry loss, and only those."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from finetune_assets.tokenization.pack import Context
+from finetune_assets.tokenization.contexts import Context
 from finetune_assets.tokenization.render import IGNORED
 
 if TYPE_CHECKING:
     import torch
 
 
-def collate(contexts: list[Any], pad_token_id: int) -> "dict[str, torch.Tensor]":
+def collate(contexts: Sequence[Any], pad_token_id: int) -> "dict[str, torch.Tensor]":
     """Right-pad contexts to the longest; tensors of shape (batch, longest).
 
     Takes `Context` objects or dicts with their fields. Padding counts positions from 0 again, so
@@ -20,7 +20,7 @@ def collate(contexts: list[Any], pad_token_id: int) -> "dict[str, torch.Tensor]"
     """
     import torch
 
-    rows = [vars(c) if isinstance(c, Context) else c for c in contexts]
+    rows = [_lists(c) if isinstance(c, Context) else c for c in contexts]
     longest = max(len(row["input_ids"]) for row in rows)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
     for row in rows:
@@ -29,6 +29,10 @@ def collate(contexts: list[Any], pad_token_id: int) -> "dict[str, torch.Tensor]"
         batch["labels"].append([*row["labels"], *([IGNORED] * gap)])
         batch["position_ids"].append([*row["position_ids"], *range(gap)])
     return {key: torch.tensor(value) for key, value in batch.items()}
+
+
+def _lists(context: Context) -> dict[str, list[int]]:
+    return {name: values.tolist() for name, values in vars(context).items()}
 
 
 @contextmanager
@@ -61,7 +65,7 @@ def supervised_nll(model: Any, batch: "dict[str, torch.Tensor]") -> "tuple[torch
 
 
 def mean_loss(
-    model: Any, contexts: list[Context], *, batch_size: int, pad_token_id: int, autocast: Any
+    model: Any, contexts: Sequence[Context], *, batch_size: int, pad_token_id: int, autocast: Any
 ) -> float:
     """Token-weighted mean loss over contexts, without gradients; leaves the training mode as is."""
     import torch

@@ -11,8 +11,7 @@ from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
-from finetune_assets.tokenization.pack import Context
-from finetune_assets.tokenization.training_set import read_contexts
+from finetune_assets.tokenization.contexts import Contexts
 from finetune_assets.training import checkpoints
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.loading import adapter_in_float32, add_adapter, load_base
@@ -47,7 +46,7 @@ def train(
 
     Args:
         base: folder with weights and tokenizer.
-        training_set: folder with `train.parquet` and `validation.parquet` of contexts.
+        training_set: folder with the contexts of the splits `train` and `validation`.
         fingerprint: names the checkpoints, so that only the same run resumes them.
 
     Raises:
@@ -59,7 +58,7 @@ def train(
 
     torch.set_num_threads(hardware.threads)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    contexts = {name: read_contexts(training_set / f"{name}.parquet") for name in SPLITS}
+    contexts = {name: Contexts.open(training_set, name) for name in SPLITS}
     schedule = plan(len(contexts["train"]), training, hardware)
     root = checkpoints.folder(fingerprint)
     resume = checkpoints.latest(root)
@@ -80,7 +79,7 @@ def train(
     with _stop_on_term(trainer):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     save_adapter(model, out, training, base, initial)
-    tokens = sum(len(c.input_ids) for c in contexts["train"])
+    tokens = int(contexts["train"].lengths.sum())
     curves = _curves(trainer.state.log_history)
     return {
         "train_loss": curves.train,
@@ -147,7 +146,7 @@ def _arguments(
 def _trainer(
     model: Any,
     tokenizer: Any,
-    contexts: dict[str, list[Context]],
+    contexts: dict[str, Contexts],
     training: Training,
     hardware: Hardware,
     schedule: Schedule,

@@ -8,7 +8,8 @@ import pytest
 
 from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA
 from finetune_assets.errors import UserError
-from finetune_assets.tokenization.training_set import build, read_contexts
+from finetune_assets.tokenization.contexts import Contexts
+from finetune_assets.tokenization.training_set import build
 
 
 def write(path: Path, answers: list[str], prompt: str = "hi") -> Path:
@@ -55,7 +56,7 @@ def test_a_cut_answer_keeps_no_stop_token(tiny_base: Path, tmp_path: Path) -> No
     out = tmp_path / "o"
     counts = run(tiny_base, write(tmp_path / "r.parquet", ["x" * 200, "y"]), out)
     assert counts["truncated_rows"] == 1
-    longest = max(read_contexts(out / "train.parquet"), key=lambda c: len(c.input_ids))
+    longest = max(Contexts.open(out, "train"), key=lambda c: len(c.input_ids))
     assert len(longest.input_ids) == 64
     assert longest.labels[-1] != 2
 

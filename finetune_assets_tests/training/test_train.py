@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from finetune_assets.catalog.training import Lora, Training
 from finetune_assets.errors import UserError
-from finetune_assets.tokenization.pack import Context, join
+from finetune_assets.tokenization.contexts import join
 from finetune_assets.tokenization.render import IGNORED, Tokens
 from finetune_assets.tokenization.training_set import build
 from finetune_assets.training import checkpoints
@@ -130,14 +130,14 @@ def test_the_loss_is_that_of_full_logits(tiny_base: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
     contexts = [
-        Context([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, 8, 9], [0, 1, 2, 3, 4]),
-        Context([9, 8, 7], [IGNORED, 8, IGNORED], [0, 1, 2]),
+        join([Tokens([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, 8, 9])]),
+        join([Tokens([9, 8, 7], [IGNORED, 8, IGNORED])]),
     ]
     nll, count = supervised_nll(model, collate(contexts, pad_token_id=2))
     expected = torch.tensor(0.0)
     for c in contexts:
-        logits = model(input_ids=torch.tensor([c.input_ids])).logits[0, :-1]
-        targets = torch.tensor(c.labels[1:])
+        logits = model(input_ids=torch.from_numpy(c.input_ids).long()[None]).logits[0, :-1]
+        targets = torch.from_numpy(c.labels[1:]).long()
         expected = expected + torch.nn.functional.cross_entropy(
             logits, targets, ignore_index=IGNORED, reduction="sum"
         )
