@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from finetune_assets.catalog.cleaning import Checks, Cleaning, Contamination, Splits
-from finetune_assets.catalog.section import Count, Section, Share
+from finetune_assets.catalog.combinations import WITHOUT_WARMUP
+from finetune_assets.catalog.section import Count, Section, Share, misfit
 from finetune_assets.catalog.sources import Source
 from finetune_assets.catalog.training import Training
 from finetune_assets.evaluation.metrics import MetricName
@@ -15,7 +16,7 @@ class Base(Section):
     """The model to tune."""
 
     model: str
-    """A local folder, `hub:ORG/NAME@REVISION`, or `package:PACKAGE/FILE.gguf`."""
+    """A folder, relative to this file, `hub:ORG/NAME@REVISION`, or `package:PACKAGE/FILE.gguf`."""
     chat_template: str | None = None
     """Jinja file with a chat template, for a base that brings none; relative to this file."""
 
@@ -43,9 +44,10 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _sql_needs_a_database(self) -> "Evaluation":
         if "sql_execution" in self.metrics:
-            raise ValueError(
+            raise misfit(
                 "sql_execution needs a database: "
-                "write `- {name: sql_execution, database: FILE.sql}`"
+                "write `- {name: sql_execution, database: FILE.sql}`",
+                "metrics",
             )
         return self
 
@@ -63,6 +65,9 @@ class Promotion(Section):
 class Dataset(Section):
     """One dataset, one partition, one model."""
 
+    extends: str | list[str] = []
+    """Files that hold any part of a dataset file, relative to this one, or URIs; of several, later
+    ones win, and this file wins over all. Mappings are merged, lists and values replace."""
     description: str = ""
     sources: Annotated[list[Source], Field(min_length=1)]
     base: Base
@@ -97,8 +102,22 @@ class Dataset(Section):
     def _promotion_metric_is_measured(self) -> "Dataset":
         measured = ["loss", *self.evaluation.metric_names()]
         if self.promotion.metric not in measured:
-            raise ValueError(
+            raise misfit(
                 f"promotion.metric is '{self.promotion.metric}', which is not measured; "
-                f"measured are {', '.join(measured)}"
+                f"measured are {', '.join(measured)}",
+                "promotion.metric",
+                "evaluation.metrics",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_is_heeded(self) -> "Dataset":
+        training = self.training
+        declared = "warmup_steps" in training.model_fields_set and training.warmup_steps > 0
+        if declared and training.lr_scheduler_type in WITHOUT_WARMUP:
+            raise misfit(
+                f"`{training.lr_scheduler_type}` has no warmup: write `warmup_steps: 0`, or "
+                "`lr_scheduler_type: constant_with_warmup`",
+                "training.warmup_steps",
             )
         return self

@@ -1,16 +1,18 @@
 """Reading dataset files, with errors that name the file, the key and the nearest valid key."""
 
 import difflib
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from finetune_assets import settings
+from finetune_assets.catalog import document
 from finetune_assets.catalog.config import Dataset
+from finetune_assets.catalog.explain import explain
+from finetune_assets.catalog.extends import locate, merged
 from finetune_assets.errors import UserError
 
 
@@ -24,12 +26,7 @@ class Entry:
 
     def locate(self, path: str) -> str:
         """Resolve a path of the file: URIs and absolute paths stay, others are relative to it."""
-        if "://" in path or path.startswith("/"):
-            return path
-        folder = self.uri.rsplit("/", 1)[0]
-        if "://" in folder:
-            return f"{folder}/{path}"
-        return os.path.normpath(f"{folder}/{path}")
+        return locate(path, self.uri)
 
 
 def names() -> list[str]:
@@ -59,8 +56,10 @@ def load(name: str) -> Entry:
     for suffix in (".yaml", ".yml"):
         if fs.isfile(f"{folder}/{name}{suffix}"):
             uri = f"{root}/{name}{suffix}"
-            entry = Entry(name, uri, parse(fs.cat_file(f"{folder}/{name}{suffix}").decode(), uri))
-            _require_files(entry)
+            text = document.decode(fs.cat_file(f"{folder}/{name}{suffix}"), uri)
+            config, node = _parse(text, uri)
+            entry = Entry(name, uri, config)
+            _require_files(entry, node)
             return entry
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -71,112 +70,42 @@ def load(name: str) -> Entry:
     )
 
 
-def _require_files(entry: Entry) -> None:
+def _require_files(entry: Entry, node: yaml.MappingNode) -> None:
     """Files that a late step reads must be there before an early one begins."""
-    named = {"base.chat_template": entry.config.base.chat_template}
-    for metric in entry.config.evaluation.metrics:
+    base, metrics = entry.config.base, entry.config.evaluation.metrics
+    named: list[tuple[tuple[str | int, ...], str | None]] = [
+        (("base", "chat_template"), base.chat_template)
+    ]
+    for index, metric in enumerate(metrics):
         if not isinstance(metric, str):
-            named["evaluation.metrics.database"] = metric.database
-    for key, path in named.items():
+            named.append((("evaluation", "metrics", index, "database"), metric.database))
+    for location, path in named:
         if path is None:
             continue
         fs, located = fsspec.core.url_to_fs(entry.locate(path))
         if not fs.isfile(located):
-            raise UserError(entry.uri, f"`{key}`: no such file {located}", "mend the path")
+            key = ".".join(str(part) for part in location if isinstance(part, str))
+            where = document.place_of(location, node) or entry.uri
+            raise UserError(where, f"`{key}`: no such file {located}", "mend the path")
 
 
 def parse(text: str, uri: str) -> Dataset:
-    """Validate the text of a dataset file."""
+    """Validate the text of a dataset file, over what it extends.
+
+    Raises:
+        UserError: broken YAML, an extended file that is not there, or a key or value that is not
+            valid; it names the file and line where that stands.
+    """
+    return _parse(text, uri)[0]
+
+
+def _parse(text: str, uri: str) -> tuple[Dataset, yaml.MappingNode]:
+    node = merged(text, uri)
+    data = document.values(node)
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{uri}:{mark.line + 1}" if mark else uri
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise UserError(where, f"broken YAML: {problem}", "mend the line") from error
-    _require_keys_once(yaml.compose(text), uri)
-    if not isinstance(data, dict):
-        raise UserError(
-            uri, "the file is not a mapping of keys", "begin with `sources:` and `base:`"
-        )
-    try:
-        return Dataset.model_validate(data)
+        return Dataset.model_validate(data), node
     except ValidationError as error:
-        raise _explain(error, uri, text) from error
-
-
-def _require_keys_once(node: yaml.Node | None, uri: str) -> None:
-    """YAML takes the last of two equal keys without a word."""
-    if isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _require_keys_once(value, uri)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if key.value in seen:
-            raise UserError(
-                f"{uri}:{line}",
-                f"the key '{key.value}' is there twice, first on line {seen[key.value]}",
-                "remove one",
-            )
-        seen[key.value] = line
-        _require_keys_once(value, uri)
-
-
-def _explain(error: ValidationError, uri: str, text: str) -> UserError:
-    causes, remedies = [], []
-    first = error.errors()[0]
-    for item in error.errors():
-        location = [part for part in item["loc"] if part not in _UNION_BRANCHES]
-        key = ".".join(str(part) for part in location) or "file"
-        if item["type"] == "extra_forbidden":
-            valid = _valid_keys(location[:-1])
-            near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-            causes.append(f"unknown key '{key}'")
-            hint = f"did you mean '{near[0]}'?" if near else f"valid here: {', '.join(valid)}"
-            remedies.append(hint)
-        elif item["type"] == "missing":
-            causes.append(f"missing key '{key}'")
-            remedies.append(f"add '{key}'")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            causes.append(f"'{key}' is {item['input']!r}: {message}" if location else message)
-            remedies.append(f"mend '{key}'")
-    line = _line_of(first["loc"], text)
-    where = f"{uri}:{line}" if line else uri
-    unique = list(dict.fromkeys(remedies))
-    return UserError(where, "; ".join(dict.fromkeys(causes)), "; ".join(unique))
-
-
-_UNION_BRANCHES = {"constrained-int", "constrained-float", "SqlExecution", "str", "int", "float"}
-
-
-def _valid_keys(location: list[Any]) -> list[str]:
-    model: type[BaseModel] = Dataset
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)
-
-
-def _line_of(location: tuple[Any, ...], text: str) -> int | None:
-    """Line of the innermost key that the file really contains, from 1."""
-    node, line = yaml.compose(text), None
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if found is None:
-                continue
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
+        raise explain(error, data, node, uri) from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -189,4 +118,8 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["base"] = {"anyOf": [base, {"type": "string"}]}
     items = schema["properties"]["sources"]["items"]
     schema["properties"]["sources"]["items"] = {"anyOf": [items, {"type": "string"}]}
+    # A file without sources is a recipe that others extend, and what it lacks may stand there.
+    del schema["required"]
+    schema["if"] = {"required": ["sources"], "not": {"required": ["extends"]}}
+    schema["then"] = {"required": ["base"]}
     return schema

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -19,3 +20,13 @@ YamlWord = BeforeValidator(_word_of)
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+def misfit(message: str, *keys: str) -> PydanticCustomError:
+    """A value that is wrong beside another, to be raised by a validator.
+
+    Args:
+        keys: the keys concerned, dotted, from the section that is validated; the error names the
+            line of the first that the user wrote.
+    """
+    return PydanticCustomError("misfit", "{message}", {"message": message, "keys": keys})

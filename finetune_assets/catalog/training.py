@@ -4,14 +4,18 @@ Every default is stated here once, with its unit and reason. What the hardware d
 forward pass, dtype, kernels) is `auto` or None here and resolved by `training/hardware.py`.
 """
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune_assets.catalog.section import Count, Section
+from finetune_assets.catalog.arguments import Arguments
+from finetune_assets.catalog.combinations import require_fit
+from finetune_assets.catalog.section import Count, Section, misfit
 
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
 
 Scheduler = Literal[
     "linear",
@@ -52,8 +56,9 @@ class Lora(Section):
     """Scale; twice the rank, as in the QLoRA paper's follow-ups."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs that are dropped; 0 lets kernels be fused."""
-    targets: str | list[str] = "all-linear"
-    """Layers; all linear layers is what makes LoRA match full tuning (QLoRA, 2023)."""
+    targets: str | Annotated[list[Name], Field(min_length=1)] = "all-linear"
+    """Layers, by name, e.g. `[q_proj, v_proj]`, or by a regular expression over whole paths; all
+    linear layers is what makes LoRA match full tuning (QLoRA, 2023)."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Biases that are trained too."""
     rslora: bool = False
@@ -63,14 +68,32 @@ class Lora(Section):
     init: Literal["default", "gaussian", "pissa", "loftq"] = "default"
     """`pissa` begins with the base's principal components (needs `quantization: none`), `loftq`
     with what quantisation lost (needs nf4)."""
-    modules_to_save: list[str] = []
+    modules_to_save: list[Name] = []
     """Modules trained whole beside the adapter, e.g. `lm_head` for new tokens."""
+
+    @model_validator(mode="after")
+    def _targets_can_match(self) -> "Lora":
+        if isinstance(self.targets, list):
+            if "all-linear" in self.targets:
+                raise misfit("`all-linear` is no layer's name: write it without a list", "targets")
+        elif self.targets != "all-linear":
+            if re.fullmatch(r"[\w.]*", self.targets):
+                raise misfit(
+                    "a text is a regular expression over the whole path of a layer: write "
+                    f"`[{self.targets or 'q_proj'}]` for layers of that name",
+                    "targets",
+                )
+            try:
+                re.compile(self.targets)
+            except re.error as error:
+                raise misfit(f"no regular expression: {error}", "targets") from error
+        return self
 
 
 class Documents(Section):
     """Plain text: how documents become contexts. No effect on conversations."""
 
-    boundary: str | None = None
+    boundary: Name | None = None
     """Text such as "\\n" after which a document is cut by preference: the last one in the second
     half of a full context. None cuts at exactly `max_length` tokens."""
     overlap: Annotated[int, Field(ge=0)] = 0
@@ -157,7 +180,7 @@ class Training(Section):
     """Validation losses without improvement after which training ends; None never does."""
     early_stopping_threshold: Natural = 0.0
     """Nats per token by which a validation loss must fall to count as an improvement."""
-    sample_prompts: list[str] = []
+    sample_prompts: list[Name] = []
     """Questions answered at each validation loss, shown as a table over time."""
     sample_max_new_tokens: Count = 64
     """Tokens of such an answer."""
@@ -165,26 +188,11 @@ class Training(Section):
     price_per_hour: Natural = 0.0
     """Of the machine, in any currency; `finetune plan` multiplies it by the hours."""
     seed: int = 0
-    arguments: dict[str, Any] = {}
-    """Any other key of TRL's SFTConfig or transformers' TrainingArguments, passed through; checked
-    by `finetune plan` and before training."""
+    arguments: Arguments = {}
+    """Keys of TRL's SFTConfig and transformers' TrainingArguments that have none of their own here,
+    passed through."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Training":
-        if self.method == "full" and self.quantization != "none":
-            raise ValueError(
-                "`method: full` trains the weights themselves, which quantised ones cannot be: "
-                "write `quantization: none`"
-            )
-        if self.method == "lora" and self.lora.init == "pissa" and self.quantization != "none":
-            raise ValueError("`lora.init: pissa` changes the base: write `quantization: none`")
-        if self.method == "lora" and self.lora.init == "loftq" and self.quantization != "nf4":
-            raise ValueError("`lora.init: loftq` repairs 4-bit weights: write `quantization: nf4`")
-        if self.gradient_accumulation_steps and not self.per_device_train_batch_size:
-            raise ValueError(
-                "`gradient_accumulation_steps` needs `per_device_train_batch_size` beside it; "
-                "`train_batch_size` alone sets the effective batch"
-            )
-        if self.documents.overlap >= self.max_length // 2:
-            raise ValueError("`documents.overlap` must be below half of `max_length`")
+        require_fit(self)
         return self
