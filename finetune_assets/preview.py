@@ -13,6 +13,7 @@ from finetune_assets.corpora import sources
 from finetune_assets.corpora.corpus import write_corpus
 from finetune_assets.corpora.division import Division
 from finetune_assets.corpora.raw import write_raw
+from finetune_assets.training.passthrough import require_valid
 
 SAMPLED_FOR_LENGTH = 500
 """Rows tokenised to tell how long they are."""
@@ -25,6 +26,8 @@ def show(entry: Entry, rows: int, console: Console) -> None:
         UserError: anything that would stop a run before training.
     """
     config = entry.config
+    if config.training.arguments:  # else nobody has to wait for trl
+        require_valid(config.training.arguments, entry.uri)
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: Path(scratch) / name for name in ("spool", "raw", "corpus")}
         for folder in folders.values():

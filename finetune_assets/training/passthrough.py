@@ -1,0 +1,62 @@
+"""`training.arguments`, judged by the SFTConfig that they are passed to."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from finetune_assets.catalog.arguments import Arguments
+from finetune_assets.catalog.explain import said
+from finetune_assets.errors import UserError
+
+SECTION = ("training", "arguments")
+
+MACHINE = {"tf32"}
+"""Keys whose values SFTConfig refuses for want of hardware, which may not be here."""
+
+
+def require_valid(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Arguments as SFTConfig takes them, numbers as numbers.
+
+    Keys, types and ranges are those of `catalog/arguments.py`; then SFTConfig itself is asked,
+    which takes seconds to import and sets up no device.
+
+    Args:
+        where: named in errors, e.g. the dataset file.
+
+    Raises:
+        UserError: an unknown key, one that the platform sets, or a value that is refused.
+    """
+    try:
+        valid = TypeAdapter(Arguments).validate_python(dict(arguments))
+    except ValidationError as error:
+        found = [said((*SECTION, *item["loc"]), [item]) for item in error.errors()]
+        raise UserError(
+            where, "; ".join(cause for cause, _ in found), "; ".join(remedy for _, remedy in found)
+        ) from error
+    values = dict(valid)
+    asked = {key: value for key, value in values.items() if key not in MACHINE}
+    if asked and (problem := _refusal(asked)):
+        blamed = [k for k in asked if not _refusal({n: v for n, v in asked.items() if n != k})]
+        named = ", ".join(f"'training.arguments.{k}' is {asked[k]!r}" for k in blamed or asked)
+        raise UserError(where, f"{named}: SFTConfig refuses it: {problem}", "mend the value")
+    return values
+
+
+def _refusal(values: Mapping[str, Any]) -> str | None:
+    """What SFTConfig has against values; None if nothing."""
+    import torch
+    from trl import SFTConfig
+
+    class Unplaced(SFTConfig):
+        """Looks for no device: the process may be one of several, with devices set up already."""
+
+        @property
+        def device(self) -> Any:
+            return torch.device("cpu")
+
+    try:
+        Unplaced(output_dir="unused", bf16=False, activation_checkpointing=False, **values)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
