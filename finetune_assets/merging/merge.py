@@ -1,72 +1,121 @@
-"""Merging a LoRA adapter into the base's own weights, tensor by tensor."""
+"""Base and what was trained as one model: merged tensor by tensor, compared by logits."""
 
 import json
-import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune_assets.errors import UserError
-from finetune_assets.storage.artefacts import MANIFEST
+from finetune_assets.merging.update import Update
+from finetune_assets.training.saving import ADAPTER_CONFIG
+from finetune_assets.training.weights import (
+    INDEX,
+    copy_companions,
+    model_names,
+    shards,
+    skeleton,
+    stored_dtype,
+    tensor_files,
+)
 
-ADAPTER_PREFIX = "base_model.model."
+__all__ = ["TOLERANCE", "merge", "parity", "stored_dtype"]
 
 
 def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
-    """Write the base with the adapter added to its weights; returns counts.
+    """Write the model that base and adapter are together; returns counts.
 
-    `W + scale * B @ A` is computed in float32 and stored in the dtype of `W`; shards, names and
-    tokenizer files stay those of the base. Memory: one shard.
+    Any LoRA (rsLoRA, DoRA, biases, modules trained whole) is computed in float32 and stored in the
+    dtype of the base's tensor; shards, names and tokenizer files stay those of the base. Memory:
+    one shard. A model that was tuned whole is taken as it is, as hard links where the file system
+    has them.
 
     Raises:
-        UserError: the adapter has tensors that the base has no weight for, or is no plain LoRA.
+        UserError: the adapter has tensors that the base has no weight for, or is no LoRA.
     """
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    copy_companions(base, out)
+    if not (adapter / ADAPTER_CONFIG).exists():
+        return _whole_model(adapter, out)
+    update = Update.read(adapter)
+    names, untied = model_names(base), _untied(base, update)
+    size = sum(_merge_shard(shard, update, names, untied, out) for shard in shards(base))
+    update.require_all_used(adapter)
+    if (base / INDEX).exists():
+        _write_index(out, size)
+    if untied:
+        _write_untied(out)
+    layers = {key.split(".lora_")[0] for key in update.tensors if ".lora_" in key}
+    return {
+        "merged_layers": len(layers),
+        "replaced_tensors": sum(".lora_" not in key for key in update.tensors),
+        "untied": sorted(untied),
+    }
 
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("bias") != "none":
-        raise UserError(
-            str(adapter), "only plain LoRA adapters can be merged", "train without DoRA"
-        )
-    scale = config["lora_alpha"] / (
-        math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    )
-    deltas = load_file(adapter / "adapter_model.safetensors")
-    pending = {name.rsplit(".lora_", 1)[0] for name in deltas}
-    for shard in sorted(base.glob("*.safetensors")):
-        tensors = {}
-        with safe_open(shard, framework="pt") as file:
-            metadata = file.metadata()
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                weight = file.get_tensor(name)
-                key = ADAPTER_PREFIX + name.removesuffix(".weight")
-                if key in pending:
-                    pending.remove(key)
-                    a = deltas[f"{key}.lora_A.weight"].float()
-                    b = deltas[f"{key}.lora_B.weight"].float()
-                    weight = (weight.float() + scale * (b @ a)).to(weight.dtype)
-                tensors[name] = weight.contiguous()
-        save_file(tensors, out / shard.name, metadata=metadata)
-        del tensors
-    if pending:
-        raise UserError(
-            str(adapter),
-            f"the base has no weight for {len(pending)} adapted layers, e.g. {min(pending)}",
-            "train the adapter on this base",
-        )
-    for path in base.iterdir():
-        # The base's manifest is about the base; the merged model gets one of its own.
-        if path.suffix != ".safetensors" and path.name != MANIFEST:
-            shutil.copy2(path, out / path.name)
-    return {"merged_layers": len(deltas) // 2, "scale": scale, "dtype": str(torch.float32)}
+
+def _merge_shard(
+    shard: Path, update: Update, names: dict[str, str], untied: dict[str, str], out: Path
+) -> int:
+    """Write one shard; returns the bytes of its tensors."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    tensors = {}
+    with safe_open(shard, framework="pt") as file:
+        for stored in file.keys():  # noqa: SIM118 - not a dict
+            weight = file.get_tensor(stored)
+            tensors[stored] = update.apply(names[stored], weight).contiguous()
+            for tied, source in untied.items():
+                if names[stored] == source and tied not in names.values():
+                    # An own copy: safetensors stores no tensor twice.
+                    tensors[tied] = update.apply(tied, weight.clone()).contiguous()
+        save_file(tensors, out / shard.name, metadata=file.metadata())
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _untied(base: Path, update: Update) -> dict[str, str]:
+    """Tied tensors that the adapter makes differ from their source, by their names.
+
+    An adapter on the output head of a model whose head is its embedding changes the head alone, as
+    one on the embedding changes the embedding alone: the merged model has to store both.
+    """
+    return {
+        tied: source
+        for tied, source in skeleton(base).all_tied_weights_keys.items()
+        if update.touches(tied) or update.touches(source)
+    }
+
+
+def _write_untied(out: Path) -> None:
+    path = out / "config.json"
+    config = json.loads(path.read_text())
+    for section in (config, config.get("text_config")):
+        if section is not None:
+            section["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _write_index(out: Path, size: int) -> None:
+    """The index of a model in several shards: that of the base, and what was untied."""
+    files = sorted((name, path.name) for name, path in tensor_files(out).items())
+    index = {"metadata": {"total_size": size}, "weight_map": dict(files)}
+    (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _whole_model(tuned: Path, out: Path) -> dict[str, Any]:
+    names = [path.name for path in shards(tuned)]
+    for name in names:
+        try:
+            os.link(tuned / name, out / name)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(tuned / name, out / name)
+    if (tuned / INDEX).exists():
+        shutil.copyfile(tuned / INDEX, out / INDEX)
+    return {"merged_layers": 0, "replaced_tensors": len(tensor_files(out)), "untied": []}
 
 
 def parity(
     base: Path, adapter: Path, merged: Path, prompts: list[list[int]]
 ) -> dict[str, float | int]:
-    """Compare logits of base + adapter (by PEFT, float32) with those of the merged model.
+    """Compare logits of what was trained (by PEFT, float32) with those of the merged model.
 
     Args:
         prompts: token ids of real prompts.
@@ -84,8 +133,9 @@ def parity(
         with torch.inference_mode():
             return [model(input_ids=torch.tensor([ids])).logits[0] for ids in prompts]
 
-    pair = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    expected = logits(PeftModel.from_pretrained(pair, adapter))
+    whole = not (adapter / ADAPTER_CONFIG).exists()
+    pair = AutoModelForCausalLM.from_pretrained(adapter if whole else base, dtype=torch.float32)
+    expected = logits(pair if whole else PeftModel.from_pretrained(pair, adapter))
     del pair
     actual = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
     difference = max(float((a - e).abs().max()) for a, e in zip(actual, expected, strict=True))
@@ -103,16 +153,3 @@ def parity(
 
 TOLERANCE = {"F32": 1e-4, "BF16": 2e-2, "F16": 5e-3}
 """Largest relative logit difference by stored dtype: rounding of the merged weights explains it."""
-
-
-def stored_dtype(folder: Path) -> str:
-    """Dtype of the largest tensor, in safetensors' name."""
-    from safetensors import safe_open
-
-    best = (0, "F32")
-    for shard in folder.glob("*.safetensors"):
-        with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                tensor = file.get_slice(name)
-                best = max(best, (math.prod(tensor.get_shape()), tensor.get_dtype()))
-    return best[1]

@@ -1,37 +1,57 @@
-"""Loading the base and wrapping it in an adapter, for training and for reading one back."""
+"""Loading the base and making it trainable, whole or by an adapter."""
 
+import difflib
 import logging
+import os
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from finetune_assets.catalog.training import Training
+from finetune_assets.catalog.training import Lora, Training
+from finetune_assets.errors import UserError
 from finetune_assets.training.hardware import Hardware
+from finetune_assets.training.initial import FROM_BASE, begin
 
 
 def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
-    """The base model, NF4 with double quantisation or in the hardware's dtype."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    """The base model: quantised and frozen under an adapter, or ready to be tuned whole.
+
+    What is frozen stays in the hardware's dtype. What `method: full` trains is float32: updates of
+    a thousandth of a weight are lost in bf16, and autocast computes in the hardware's dtype anyway.
+    """
+    from transformers import AutoModelForCausalLM
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    dtype = hardware.torch_dtype()
-    config = None
-    if training.quantization == "nf4":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=dtype,
-        quantization_config=config,
+        dtype="float32" if training.method == "full" else hardware.torch_dtype(),
+        quantization_config=_quantization(training, hardware),
         attn_implementation=hardware.attention,
-        device_map={"": 0} if hardware.device == "cuda" else None,
+        # Each process of a machine has a device of its own, which its launcher numbers.
+        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))}
+        if hardware.device == "cuda"
+        else None,
     )
     keep_quantised_layers_trainable(model)
     model.config.use_cache = False
     return model
+
+
+def _quantization(training: Training, hardware: Hardware) -> Any:
+    """The `quantization_config` of transformers; None loads the weights as they are."""
+    from transformers import BitsAndBytesConfig
+
+    if training.quantization == "none":
+        return None
+    if training.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=training.quantization,
+        bnb_4bit_use_double_quant=training.double_quantization,
+        bnb_4bit_compute_dtype=hardware.torch_dtype(),
+    )
 
 
 def keep_quantised_layers_trainable(model: Any) -> None:
@@ -48,25 +68,46 @@ def keep_quantised_layers_trainable(model: Any) -> None:
 
 
 def add_adapter(model: Any, training: Training, base: Path, initial: Path | None = None) -> Any:
-    """A PEFT model with a fresh LoRA adapter in float32.
+    """A PEFT model with a fresh adapter in float32; with `method: full`, the model itself.
 
     Args:
         base: folder from which `model` was loaded.
         initial: file, beside the checkpoints, that keeps the matrices from which `pissa` and
             `loftq` begin; read where it exists, so that a resumed run has the same ones.
+
+    Raises:
+        UserError: a name of `training.lora` is no module of the model, or cannot be trained.
     """
+    if training.method == "full":
+        return model
     from peft import LoraConfig, get_peft_model
 
     lora = training.lora
+    _require_modules(model, lora)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
+        bias=lora.bias,
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        modules_to_save=lora.modules_to_save or None,
         task_type="CAUSAL_LM",
     )
-    return adapter_in_float32(get_peft_model(model, config))
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            "training.lora",
+            textwrap.shorten(f"PEFT refuses it: {error}", 200),
+            "let `targets` name linear or embedding layers only",
+        ) from error
+    _require_biases(adapted, lora)
+    if lora.init in FROM_BASE:
+        begin(adapted, training, base, initial)
+    return adapter_in_float32(adapted)
 
 
 def adapter_in_float32(model: Any) -> Any:
@@ -75,3 +116,47 @@ def adapter_in_float32(model: Any) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def _require_modules(model: Any, lora: Lora) -> None:
+    """Every name of the recipe fits a module; PEFT passes over those that fit none."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    modules = {name: module for name, module in model.named_modules() if name}
+    if isinstance(lora.targets, list):
+        for target in lora.targets:
+            if not any(f".{name}".endswith(f".{target}") for name in modules):
+                raise _unknown("targets", target, modules)
+    elif lora.targets != "all-linear" and not any(re.fullmatch(lora.targets, n) for n in modules):
+        raise _unknown("targets", lora.targets, modules)
+    for saved in lora.modules_to_save:
+        found = [module for name, module in modules.items() if name.endswith(saved)]
+        if not found:
+            raise _unknown("modules_to_save", saved, modules)
+        if any(isinstance(m, Linear4bit | Linear8bitLt) for top in found for m in top.modules()):
+            raise UserError(
+                "training.lora.modules_to_save",
+                f"'{saved}' is quantised, and quantised weights cannot be trained",
+                "write `quantization: none`, or name it in `targets` instead",
+            )
+
+
+def _unknown(key: str, name: str, modules: dict[str, Any]) -> UserError:
+    last = {path.rsplit(".", 1)[-1] for path in modules}
+    names = sorted(part for part in last if not part.isdigit())
+    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], names, n=3, cutoff=0.5)
+    return UserError(
+        f"training.lora.{key}",
+        f"no module of the base is named '{name}'",
+        f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(names)}",
+    )
+
+
+def _require_biases(model: Any, lora: Lora) -> None:
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    if lora.bias != "none" and not any(name.endswith(".bias") for name in names):
+        raise UserError(
+            "training.lora.bias",
+            f"`{lora.bias}` trains no bias, because the layers have none",
+            "write `bias: none`",
+        )

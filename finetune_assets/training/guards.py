@@ -1,0 +1,92 @@
+"""The gradient reaches everything that is trained, or training stops at once.
+
+A layer that gets no gradient makes no error: the loss still falls by the others, and the adapter is
+quietly worse.
+"""
+
+from typing import Any
+
+from finetune_assets.errors import UserError
+
+PATIENCE = 50
+"""Optimizer steps within which each expert of a mixture must have had a gradient, since a batch
+need not pass through all of them; also those for a gradient that is not finite, which fp16's loss
+scaling brings about in its first steps and skips."""
+SHOWN = 3
+"""Matrices that the error names."""
+
+
+class GradientGuard:
+    """Call `check` before each of the first optimizer steps; it soon costs nothing.
+
+    For one process or DDP: frameworks that divide gradients over devices hide them from it.
+    """
+
+    def __init__(self, model: Any, where: str = "training") -> None:
+        self.where, self.steps = where, 0
+        self.waiting = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        """Trainable matrices that have had no finite gradient other than zero yet."""
+        # `A` has a gradient only after `B`, which begins at zero, has moved. With warmup from a
+        # learning rate of zero that takes more than one step.
+        self._partners = {n: b for n in self.waiting if (b := self._partner(n)) is not None}
+
+    def _partner(self, name: str) -> Any | None:
+        """The matrix that stands between the loss and this one, and is zero at first."""
+        for first, second in ((".lora_A.", ".lora_B."), ("_embedding_B.", "_embedding_A.")):
+            if first in name:
+                return self.waiting.get(name.replace(first, second))
+        return None
+
+    @property
+    def done(self) -> bool:
+        return not self.waiting
+
+    def check(self) -> None:
+        """Judge the gradients of the step that is about to be made.
+
+        Raises:
+            UserError: names the first matrices that got none, and what to do.
+        """
+        if self.done:
+            return
+        self.steps += 1
+        shut = self._behind_zero()
+        missing = []
+        for name, norm in self._norms().items():
+            if 0 < norm < float("inf"):
+                del self.waiting[name]
+            elif name not in shut and (
+                self.steps >= PATIENCE or (norm == 0 and ".experts." not in name)
+            ):
+                missing.append(name)
+        if missing:
+            self._refuse(missing)
+
+    def _norms(self) -> dict[str, float]:
+        """Of each waiting gradient, in one pass; 0 where there is none at all."""
+        import torch
+
+        found = {n: p.grad for n, p in self.waiting.items() if p.grad is not None}
+        norms = torch._foreach_norm(list(found.values()), float("inf")) if found else []
+        values = torch.stack([norm.float() for norm in norms]).tolist() if found else []
+        return dict.fromkeys(self.waiting, 0.0) | dict(zip(found, values, strict=True))
+
+    def _behind_zero(self) -> set[str]:
+        """Waiting matrices whose partner is still zero."""
+        return {
+            name
+            for name, partner in self._partners.items()
+            if name in self.waiting and not bool(partner.any())
+        }
+
+    def _refuse(self, missing: list[str]) -> None:
+        shown = ", ".join(name.removeprefix("base_model.model.") for name in missing[:SHOWN])
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise UserError(
+            self.where,
+            f"after {self.steps} step{'s' if self.steps > 1 else ''} no gradient has reached "
+            f"{len(missing)} trained matrices: {shown}{more}",
+            "leave out of `training.lora.targets` the layers that text does not pass through "
+            "(`method: full` needs a base without such); if it does pass through these, write "
+            "`gradient_checkpointing: false` and `torch_compile: false`, which can cut them off",
+        )
