@@ -1,6 +1,8 @@
 """`finetune check`: a dataset's rows as the model will see them, before anything is run."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +27,38 @@ def show(entry: Entry, rows: int, console: Console) -> None:
     Raises:
         UserError: anything that would stop a run before training.
     """
-    config = entry.config
-    if config.training.arguments:  # else nobody has to wait for trl
-        require_valid(config.training.arguments, entry.uri)
+    arguments = entry.config.training.arguments
+    if arguments:  # else nobody has to wait for trl
+        require_valid(arguments, entry.uri)
+    with cleaned(entry) as (statistics, division):
+        console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
+        _show_corpus(statistics, console)
+        assignment = division.assignment
+        sizes = ", ".join(f"{name} {size}" for name, size in assignment.sizes().items())
+        aside = f"; {assignment.set_aside} set aside, as near rows are in two splits"
+        console.print(f"  splits: {sizes}{aside if assignment.set_aside else ''}")
+        sample = pl.read_parquet(division.rows)
+        first = sample.group_by("source_index", maintain_order=True).head(1).head(rows)
+        others = sample.join(first, on="id", how="anti")
+        some = others.bottom_k(max(rows, SAMPLED_FOR_LENGTH) - first.height, by="id")
+        show_tokens(entry, pl.concat([first.select(sample.columns), some]), rows, console)
+
+
+@contextmanager
+def cleaned(entry: Entry) -> Iterator[tuple[dict[str, Any], Division]]:
+    """A dataset's rows as a run would read, clean and divide them: statistics, and the division.
+
+    They are in scratch folders that last as long as the block.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: Path(scratch) / name for name in ("spool", "raw", "corpus")}
         for folder in folders.values():
             folder.mkdir()
         pinned = sources.pin(entry, folders["spool"])
-        write_raw(pinned, config.sources, folders["raw"])
+        write_raw(pinned, entry.config.sources, folders["raw"])
         raw_rows = folders["raw"] / "rows.parquet"
-        statistics = write_corpus(raw_rows, config, folders["corpus"], entry.uri)
-        division = Division(folders["corpus"], config, entry.uri, entry.locate)
-        assignment = division.assignment
-        console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
-        _show_corpus(statistics, console)
-        sizes = ", ".join(f"{name} {size}" for name, size in assignment.sizes().items())
-        aside = f"; {assignment.set_aside} set aside, as near rows are in two splits"
-        console.print(f"  splits: {sizes}{aside if assignment.set_aside else ''}")
-        sample = pl.read_parquet(folders["corpus"] / "rows.parquet")
-        first = sample.group_by("source_index", maintain_order=True).head(1).head(rows)
-        others = sample.join(first, on="id", how="anti")
-        some = others.bottom_k(max(rows, SAMPLED_FOR_LENGTH) - first.height, by="id")
-        show_tokens(entry, pl.concat([first.select(sample.columns), some]), rows, console)
+        statistics = write_corpus(raw_rows, entry.config, folders["corpus"], entry.uri)
+        yield statistics, Division(folders["corpus"], entry.config, entry.uri, entry.locate)
 
 
 def _show_corpus(statistics: dict[str, Any], console: Console) -> None:
