@@ -80,12 +80,13 @@ class GradientGuard:
         }
 
     def _refuse(self, missing: list[str]) -> None:
+        after = "1 step" if self.steps == 1 else f"{self.steps} steps"
         shown = ", ".join(name.removeprefix("base_model.model.") for name in missing[:SHOWN])
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise UserError(
             self.where,
-            f"after {self.steps} step{'s' if self.steps > 1 else ''} no gradient has reached "
-            f"{len(missing)} trained matrices: {shown}{more}",
+            f"after {after} no finite gradient has reached {len(missing)} trained matrices: "
+            f"{shown}{more}",
             "leave out of `training.lora.targets` the layers that text does not pass through "
             "(`method: full` needs a base without such); if it does pass through these, write "
             "`gradient_checkpointing: false` and `torch_compile: false`, which can cut them off",
