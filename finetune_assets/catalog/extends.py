@@ -86,15 +86,17 @@ def _text(reference: yaml.ScalarNode, uri: str) -> str:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
         fs.invalidate_cache()  # what an object store's client remembers hides a new version
-        if not fs.isfile(path):
-            raise UserError(
-                place(reference), f"`extends`: no such file {uri}", _hint(fs, path) or "mend it"
-            )
-        return decode(fs.cat_file(path), uri)
-    except (OSError, ValueError, ImportError) as error:
+        content = fs.cat_file(path)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        remedy = _hint(fs, path) or "mend the path"
+        raise UserError(place(reference), f"`extends`: no such file {uri}", remedy) from error
+    except Exception as error:  # every kind of store has errors of its own
         raise UserError(
-            place(reference), f"`extends`: {uri} cannot be read: {error}", "mend the path or access"
+            place(reference),
+            f"`extends`: {uri} cannot be read: {error}",
+            "mend the path, or give this process access",
         ) from error
+    return decode(content, uri)
 
 
 def _hint(fs: Any, path: str) -> str | None:

@@ -287,3 +287,19 @@ def test_a_catalog_on_s3_and_a_recipe_in_another_bucket(
     assert error_of("d").startswith(f"{other}/b.yaml:1: ")
     files.rm_file(f"{other}/b.yaml")
     assert error_of("d").startswith(f"{catalog}/catalog/d.yaml:1: `extends`: no such file {other}/")
+
+
+def test_a_recipe_without_access_is_one_error(
+    s3: S3, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    bucket = s3.make_bucket("extends-denied")
+    write(catalog / "d.yaml", f"extends: {bucket}/a.yaml\nsources: rows.jsonl\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+        s3fs.S3FileSystem.clear_instance_cache()
+        try:
+            assert f"d.yaml:1: `extends`: {bucket}/a.yaml cannot be read: " in error_of("d")
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
