@@ -22,6 +22,10 @@ DAGSTER_VARIABLE = "DAGSTER_HOME"
 MLFLOW_UI_VARIABLE = "FINETUNE_MLFLOW_UI"
 """Address of MLflow as a browser sees it. Default: the tracking server, or port 5000 here."""
 
+DEVICE_VARIABLE = "FINETUNE_DEVICE"
+"""GPU that training will have, e.g. `A100 80GB`, where that is not the machine that plans and
+checks. Default: this machine."""
+
 
 def catalog_uri() -> str:
     """The catalog folder: a path (made absolute) or a URI."""
@@ -74,6 +78,11 @@ def ensure_dagster_home() -> Path:
 
 def _absolute(location: str) -> str:
     return location.rstrip("/") if "://" in location else str(Path(location).absolute())
+
+
+def device() -> str | None:
+    """Name of the GPU that training will have; None for this machine."""
+    return os.environ.get(DEVICE_VARIABLE) or None
 
 
 def mlflow_ui() -> str:

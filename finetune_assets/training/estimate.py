@@ -131,18 +131,16 @@ def memory(
         optimizer=0 if on_host(engine) else optimizer_bytes(matrices, engine),
         runtime=engine.runtime,
     )
-    exchanged = 0
-    if devices > 1:  # ddp copies gradients into buckets; the others gather two blocks at a time
-        sharded = strategy in ("fsdp", "zero3")
-        exchanged = gradients * (strategy == "ddp") + sharded * 2 * frozen // shape.layers
-    if full and engine.compute < engine.trained:  # autocast keeps a copy of the weights
-        exchanged += numbers * engine.compute
-    kept = gradients if engine.accumulates or engine.step_in_backward else 0
-    backward = Memory(gradients=kept, workspace=exchanged) + _backward(
+    sharded = strategy in ("fsdp", "zero3")
+    buckets = gradients if devices > 1 and strategy == "ddp" else 0
+    gathered = 2 * frozen // shape.layers if devices > 1 and sharded else 0  # one runs, one comes
+    cast = numbers * engine.compute if full and engine.compute < engine.trained else 0  # autocast's
+    early = gradients if engine.accumulates or engine.step_in_backward else 0
+    backward = Memory(gradients=early, workspace=buckets + gathered + cast) + _backward(
         shape, training, engine, tokens, supervised, longest
     )
     foreach = engine.cuda and engine.optimizer == "adamw_torch"  # updates all at once, in a copy
-    step = Memory(gradients=gradients, workspace=exchanged + gradients * foreach)
+    step = Memory(gradients=gradients, workspace=buckets + gradients * foreach)
     peak = max(
         (_divide(fixed + phase, strategy, devices) for phase in (backward, step)),
         key=lambda phase: phase.total,

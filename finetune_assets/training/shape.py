@@ -123,8 +123,22 @@ _FAMILIES = {
 }
 """Families that do not name their layers as Llama does; what is not here does."""
 
-_FOREIGN = ("kv_lora_rank", "state_size", "ssm_cfg", "mamba_d_state", "linear_num_key_heads")
+_FOREIGN = (
+    "kv_lora_rank",
+    "state_size",
+    "ssm_cfg",
+    "mamba_d_state",
+    "linear_num_key_heads",
+    "is_encoder_decoder",
+)
 """Keys of architectures whose blocks are built otherwise: latent attention, state spaces."""
+
+
+def known(config: Config) -> bool:
+    """Whether the blocks that a `config.json` describes are attention and feed-forward layers."""
+    config = config.get("text_config") or config
+    sizes = [_first(config, *keys) for keys in _DIMENSIONS[:3]]
+    return all(sizes) and not any(config.get(key) for key in _FOREIGN)
 
 
 def read(config: Config, where: str) -> Shape:
@@ -137,12 +151,11 @@ def read(config: Config, where: str) -> Shape:
     family = str(config.get("model_type", "llama"))
     names = _FAMILIES.get(family, _Names())
     hidden, layers, heads, wide = (_first(config, *keys) for keys in _DIMENSIONS)
-    foreign = next((key for key in _FOREIGN if config.get(key)), None)
-    if not (hidden and layers and heads) or foreign or config.get("is_encoder_decoder"):
+    if not known(config):
         raise UserError(
             where,
             f"the memory of architecture '{family}' cannot be estimated: its blocks are no "
-            f"attention blocks as known here{f' ({foreign})' if foreign else ''}",
+            "attention blocks as known here",
             "run a few steps (`training.max_steps`) and look at the measured peak",
         )
     head = int(config.get("head_dim") or hidden // heads)

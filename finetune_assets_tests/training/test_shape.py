@@ -75,7 +75,7 @@ def test_the_shape_of_a_folder(tiny_base: Path) -> None:
                 "num_attention_heads": 2,
                 "kv_lora_rank": 512,
             },
-            "kv_lora_rank",
+            "'deepseek_v3'",
         ),
     ],
 )

@@ -1,0 +1,108 @@
+"""Before a run: what it needs, whether the device has it, how long it takes, what would fit."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from finetune_assets.catalog.training import Training
+from finetune_assets.training.estimate import Memory, on_host, optimizer_bytes, trained
+from finetune_assets.training.need import Counts, Need, Target, need
+from finetune_assets.training.operations import forward, training_pass
+from finetune_assets.training.remedies import Suggestion, suggestions
+from finetune_assets.training.schedule import Schedule
+from finetune_assets.training.shape import Shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need."""
+
+    target: Target
+    needed: Memory
+    """Of one device."""
+    on_host: int
+    """Bytes of optimizer state that may be in the host's memory."""
+    checkpointing: bool
+    schedule: Schedule
+    counts: Counts
+    tokens: int
+    """Of all epochs."""
+    seconds: float | None
+    """Of training and its validation losses, without loading; None if no speed is known."""
+    price_per_hour: float
+    suggestions: tuple[Suggestion, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.needed.total <= self.target.memory
+
+    @property
+    def cost(self) -> float | None:
+        return None if self.seconds is None else self.seconds / 3600 * self.price_per_hour
+
+    def record(self) -> dict[str, Any]:
+        """JSON values, to be compared with what is measured later."""
+        return {
+            "device": self.target.hardware.name,
+            "devices": self.target.devices,
+            "needed_bytes": self.needed.total,
+            "parts_bytes": self.needed.parts(),
+            "available_bytes": self.target.memory,
+            "gradient_checkpointing": self.checkpointing,
+            "tokens": self.tokens,
+            "steps": self.schedule.total_steps,
+            "seconds": self.seconds,
+        }
+
+
+def preflight(shape: Shape, training: Training, target: Target, counts: Counts) -> Plan:
+    """What the run needs, and if that does not fit, what would."""
+    needed = need(shape, training, target, counts)
+    paged = on_host(needed.engine)
+    state = optimizer_bytes(trained(shape, training), needed.engine) if paged else 0
+    fits = needed.memory.total <= target.memory
+    return Plan(
+        target=target,
+        needed=needed.memory,
+        on_host=state,
+        checkpointing=needed.engine.checkpointing,
+        schedule=needed.schedule,
+        counts=counts,
+        tokens=round(_epochs(needed.schedule, target, counts) * counts.tokens),
+        seconds=_seconds(shape, training, needed, target, counts),
+        price_per_hour=training.price_per_hour,
+        suggestions=() if fits else tuple(suggestions(shape, training, target, counts)),
+    )
+
+
+def _epochs(schedule: Schedule, target: Target, counts: Counts) -> float:
+    contexts = schedule.micro_batch * schedule.accumulation * target.devices
+    return schedule.total_steps * contexts / counts.contexts
+
+
+def _seconds(
+    shape: Shape, training: Training, needed: Need, target: Target, counts: Counts
+) -> float | None:
+    """Of training passes and validation losses, on all devices together."""
+    if target.speed is None:
+        return None
+    speed, schedule = target.speed, needed.schedule
+    epochs = _epochs(schedule, target, counts)
+    span = counts.tokens / counts.rows
+    work = training_pass(
+        shape,
+        training,
+        needed.engine,
+        tokens=epochs * counts.tokens,
+        supervised=epochs * counts.supervised,
+        span=span,
+    )
+    seen = ceil(schedule.total_steps / schedule.eval_steps) * counts.validation_tokens
+    share = counts.supervised / counts.tokens
+    work += forward(shape, tokens=seen, supervised=seen * share, span=span)
+    seconds = work / (speed.operations * target.devices)
+    if training.method == "lora" and training.quantization != "none":
+        passes = schedule.total_steps * schedule.accumulation
+        passes *= 3 if needed.engine.checkpointing else 2
+        seconds += passes * shape.linear / speed.dequantised
+    return seconds
