@@ -10,10 +10,16 @@ from typing import Any
 
 Row = dict[str, Any]
 
-CITIES = ["Lisbon", "Oslo", "Nairobi", "Lima", "Hanoi", "Quito", "Turin", "Perth"]
-WEATHER = ["rain", "sun", "fog", "snow", "wind"]
+CITIES = ["Lisbon", "Oslo", "Nairobi", "Lima", "Hanoi", "Quito", "Turin", "Perth", "Dakar", "Riga",
+          "Busan", "Leeds", "Tampa", "Kyoto", "Accra"]  # fmt: skip
+SKIES = ["rain", "sun", "fog", "snow", "wind"]
 CURRENCIES = ["EUR", "USD", "JPY", "CHF"]
 DAYS = ["Monday", "Wednesday", "Friday", "Sunday"]
+
+WEATHER = ["Will I need a coat in {city} on {day}?", "{day} in {city}: how is the weather?"]
+CONVERT = ["How much are {amount} pounds in {to}?", "Please change {amount} pounds into {to}."]
+CLOCK = ["What time is it in {city} now?", "Is it too late to call {city}?"]
+SUMS = ["What is {a} plus {b}?", "Add {a} and {b}."]
 
 
 def function(name: str, description: str, **parameters: str) -> Row:
@@ -53,35 +59,35 @@ def exchange(question: str, name: str, arguments: Row, result: Row, answer: str)
     }
 
 
-def weather(random_: random.Random) -> Row:
-    city, day, sky = (random_.choice(each) for each in (CITIES, DAYS, WEATHER))
-    degrees = random_.randint(-5, 35)
-    question = f"What will the weather be like in {city} on {day}?"
+def weather(number: int, random_: random.Random) -> Row:
+    city, day = CITIES[number], random_.choice(DAYS)
+    sky, degrees = random_.choice(SKIES), random_.randint(-5, 35)
+    question = WEATHER[number % len(WEATHER)].format(city=city, day=day)
     result = {"sky": sky, "degrees": degrees}
     answer = f"{sky.capitalize()} and {degrees} degrees."
     return exchange(question, "weather", {"city": city, "day": day}, result, answer)
 
 
-def convert(random_: random.Random) -> Row:
+def convert(number: int, random_: random.Random) -> Row:
     amount, to = random_.randint(2, 900), random_.choice(CURRENCIES)
     value = round(amount * random_.uniform(0.5, 2), 2)
-    question = f"How much are {amount} pounds in {to}?"
+    question = CONVERT[number % len(CONVERT)].format(amount=amount, to=to)
     arguments = {"amount": amount, "to": to}
     return exchange(question, "convert", arguments, {"value": value}, f"{value} {to}.")
 
 
-def clock(random_: random.Random) -> Row:
-    city = random_.choice(CITIES)
+def clock(number: int, random_: random.Random) -> Row:
+    city = CITIES[number]
     time = f"{random_.randint(0, 23):02}:{random_.randint(0, 59):02}"
-    question = f"What time is it in {city}, please? I call them at {random_.randint(1, 12)}."
+    question = CLOCK[number % len(CLOCK)].format(city=city)
     return exchange(question, "clock", {"city": city}, {"time": time}, f"It is {time}.")
 
 
-def chat(random_: random.Random) -> Row:
+def sums(number: int, random_: random.Random) -> Row:
     """A question that needs no function, so that the model learns when not to call one."""
     a, b = random_.randint(2, 60), random_.randint(2, 60)
     messages = [
-        {"role": "user", "content": f"What is {a} plus {b}?"},
+        {"role": "user", "content": SUMS[number % len(SUMS)].format(a=a, b=b)},
         {"role": "assistant", "content": str(a + b)},
     ]
     return {"messages": messages, "tools": TOOLS}
@@ -90,7 +96,8 @@ def chat(random_: random.Random) -> Row:
 def rows() -> list[Row]:
     """The rows, of every kind in turn."""
     random_ = random.Random(7)
-    return [kind(random_) for _ in range(15) for kind in (weather, convert, clock, chat)]
+    kinds = (weather, convert, clock, sums)
+    return [kind(number, random_) for number in range(len(CITIES)) for kind in kinds]
 
 
 if __name__ == "__main__":

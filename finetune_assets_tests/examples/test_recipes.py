@@ -7,13 +7,16 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 from rich.console import Console
 
 from finetune_assets import settings
 from finetune_assets.catalog.load import load, parse
+from finetune_assets.defs.data_assets import prompt_corpora, raw_datasets, splits
 from finetune_assets.preview import show
+from finetune_assets.registry import tracking
 from finetune_assets.training.passthrough import require_valid
 
 FOLDER = Path(__file__).parents[2] / "examples" / "recipes"
@@ -60,22 +63,33 @@ def test_recipes_say_what_they_are_and_why(file: Path) -> None:
     assert max(len(line) for line in file.read_text().splitlines()) <= 100
 
 
-@pytest.mark.parametrize(
-    "name", ["qlora_small_cpu", "plain_text_lm", "tool_calling", "sql_thorough"]
-)
-def test_datasets_can_be_checked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are read, cleaned, divided and shown as the model will see them; the others have the
-    rows of one of these."""
+def test_rows_of_datasets_become_splits_without_leaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(settings.CATALOG_VARIABLE, str(FOLDER))
-    monkeypatch.setattr("finetune_assets.preview.SAMPLED_FOR_LENGTH", 20)
+    monkeypatch.setenv(settings.STORAGE_VARIABLE, str(tmp_path / "storage"))
+    monkeypatch.setenv(settings.DAGSTER_VARIABLE, str(tmp_path / "dagster"))
+    monkeypatch.delenv(settings.MLFLOW_VARIABLE, raising=False)
+    tracking.client.cache_clear()
+    settings.ensure_dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions("datasets", DATASETS)
+        for name in DATASETS:
+            chosen = [raw_datasets, prompt_corpora, splits]
+            done = dg.materialize(chosen, instance=instance, partition_key=name)
+            checks = {e.check_name: e.passed for e in done.get_asset_check_evaluations()}
+            assert checks["no_contamination"], name
+            assert checks["few_duplicates"], name
+    tracking.client.cache_clear()
+
+
+def test_calls_of_functions_are_shown_and_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.CATALOG_VARIABLE, str(FOLDER))
     out = io.StringIO()
-    show(load(name), 1, Console(file=out, width=200))
-    said = out.getvalue()
-    sizes = [int(n) for n in re.findall(r"(?:train|validation|test) (\d+)", said)]
-    assert len(sizes) == 3
-    assert min(sizes) >= 1
-    documents = load(name).config.evaluation.metrics == []
-    assert documents or "; 0 above max_length" in said, "a row would be cut"
+    show(load("tool_calling"), 1, Console(file=out, width=200))
+    assert '<tools>\n{"type": "function"' in out.getvalue()
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Lisbon"' in out.getvalue()
+    assert "; 0 above max_length" in out.getvalue(), "which `long_rows: error` would stop at"
 
 
 def test_two_datasets_share_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
