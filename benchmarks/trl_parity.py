@@ -112,16 +112,18 @@ def ours(
     from finetune_assets.catalog.training import Training
     from finetune_assets.tokenization.contexts import writing
     from finetune_assets.tokenization.pack import one_each
-    from finetune_assets.tokenization.render import IGNORED, tokenize
+    from finetune_assets.tokenization.render import IGNORED
+    from finetune_assets.tokenization.rows import RowTokenizer
     from finetune_assets.training.hardware import this_machine
     from finetune_assets.training.train import train
 
-    tokens = [tokenize(load_tokenizer(base), m) for m in conversations]
+    tokenize = RowTokenizer.of(load_tokenizer(base), str(base))
+    tokens = tokenize([{"messages": m} for m in conversations])
     for split, some in (("train", tokens), ("validation", tokens[:4])):
         with writing(out / "set", split) as writer:
             for each in some:
-                learned = np.array(each.labels) != IGNORED
-                writer.append(np.array(each.input_ids), learned, np.array([len(learned)]))
+                learned = each.labels != IGNORED
+                writer.append(each.input_ids, learned, np.array([len(learned)]))
             writer.finish(*one_each(writer.lengths))
     recipe = dict(given, train_batch_size=given["per_device_train_batch_size"])
     (out / "our_adapter").mkdir()
@@ -145,13 +147,13 @@ def validation_loss(base: Path, adapter: Path, conversations: list[Any]) -> floa
     from transformers import AutoModelForCausalLM
 
     from finetune_assets.tokenization.contexts import join
-    from finetune_assets.tokenization.render import tokenize
+    from finetune_assets.tokenization.rows import RowTokenizer
     from finetune_assets.training.loss import mean_loss
 
-    tokenizer = load_tokenizer(base)
+    tokenize = RowTokenizer.of(load_tokenizer(base), str(base))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter)
-    contexts = [join([tokenize(tokenizer, m)]) for m in conversations]
+    contexts = [join([t]) for t in tokenize([{"messages": m} for m in conversations])]
     return mean_loss(model, contexts, batch_size=8, pad_token_id=0, autocast=nullcontext)
 
 

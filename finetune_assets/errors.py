@@ -7,3 +7,6 @@ class UserError(Exception):
     def __init__(self, where: str, cause: str, remedy: str) -> None:
         self.where, self.cause, self.remedy = where, cause, remedy
         super().__init__(f"{where}: {cause}\n  remedy: {remedy}")
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
+        return type(self), (self.where, self.cause, self.remedy)  # it crosses process borders

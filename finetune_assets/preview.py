@@ -84,16 +84,23 @@ def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Consol
     Returns:
         Tokens of every row of `accepted`.
     """
-    from finetune_assets.tokenization.render import require_template, stop_token_ids
-    from finetune_assets.tokenization.rows import tokenize_row
+    from finetune_assets.tokenization.render import stop_token_ids
+    from finetune_assets.tokenization.rows import RowTokenizer
     from finetune_assets.tokenization.training_set import loss_mask_text
 
     tokenizer = load_tokenizer(entry)
-    require_template(tokenizer, entry.uri)
+    training = entry.config.training
+    tokenize = RowTokenizer.of(
+        tokenizer,
+        entry.uri,
+        loss_mask=training.loss_mask,
+        # The generation settings of the base, which may name more, are not at hand.
+        also_stop=tokenizer.all_special_ids,
+    )
     stops = tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer, entry.uri))
-    tokens = [tokenize_row(tokenizer, row) for row in accepted.iter_rows(named=True)]
+    tokens = tokenize(list(accepted.iter_rows(named=True)))
     lengths = [len(t.input_ids) for t in tokens]
-    limit = entry.config.training.max_length
+    limit = training.max_length
     console.print(
         f"  tokens a row: median {sorted(lengths)[len(lengths) // 2]}, longest {max(lengths)} "
         f"(of {len(lengths)} rows); {sum(n > limit for n in lengths)} above max_length {limit}; "

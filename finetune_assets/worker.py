@@ -57,6 +57,7 @@ def base_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
 
 
 def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+    from finetune_assets.catalog.training import Training
     from finetune_assets.tokenization.training_set import build
 
     splits = {
@@ -67,8 +68,8 @@ def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
         splits,
         out,
         where=job.where,
+        training=Training.model_validate(job.config),
         progress=report.log,
-        **job.config,
     )
 
 

@@ -11,7 +11,7 @@ from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, up
 from finetune_assets.errors import UserError
 from finetune_assets.storage.fingerprint import digest
 
-TOKEN_KEYS = ("max_length", "long_rows", "packing")
+TOKEN_KEYS = ("max_length", "long_rows", "packing", "loss_mask", "documents")
 """Keys of `training:` that `training_sets` reads; `adapters` reads the others."""
 
 PARITY_PROMPTS = 4

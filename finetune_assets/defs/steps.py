@@ -24,7 +24,7 @@ CODE_VERSIONS = {
     "validation_splits": "2",
     "test_splits": "2",
     "base_models": "1",
-    "training_sets": "3",
+    "training_sets": "4",
     "adapters": "1",
     "merged_models": "1",
     "evaluation_reports": "1",

@@ -17,15 +17,15 @@ from finetune_assets.evaluation.report import render
 from finetune_assets.evaluation.results import Report, Sample, Slice
 from finetune_assets.storage.artefacts import write_json
 from finetune_assets.tokenization.contexts import join
+from finetune_assets.tokenization.fit import cut_document
 from finetune_assets.tokenization.render import Tokens, stop_token_ids
 from finetune_assets.tokenization.rows import (
+    RowTokenizer,
     conversation,
     is_document,
     prompt_of_row,
     reference,
-    tokenize_row,
 )
-from finetune_assets.tokenization.training_set import cut_document
 from finetune_assets.training.hardware import Hardware, this_machine
 from finetune_assets.training.loss import mean_loss
 
@@ -131,10 +131,13 @@ def _run(
     )
     model = model.to(device=hardware.device).eval()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    learned = list(rows.iter_rows(named=True))
+    # Loss is told of every answer, also of one that training would refuse.
+    tokenize = RowTokenizer.of(tokenizer, str(folder), strict=False)
     contexts = [
         join([piece])
-        for row in rows.iter_rows(named=True)
-        for piece in _pieces(tokenize_row(tokenizer, row), is_document(row))
+        for row, tokens in zip(learned, tokenize(learned), strict=True)
+        for piece in _pieces(tokens, is_document(row))
     ]
     contexts.sort(key=lambda c: -len(c.input_ids))
     loss = mean_loss(model, contexts, batch_size=8, pad_token_id=pad, autocast=nullcontext)

@@ -107,15 +107,13 @@ def recipe(train_rows: int, contexts: int) -> tuple[int, int]:
 
 def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
     from finetune_assets.preview import load_tokenizer
+    from finetune_assets.tokenization.fit import cut_document, fit
     from finetune_assets.tokenization.pack import pack
-    from finetune_assets.tokenization.render import require_template, stop_token_ids
-    from finetune_assets.tokenization.rows import is_document, is_learned, reference, tokenize_row
-    from finetune_assets.tokenization.training_set import cut_document, fit
+    from finetune_assets.tokenization.rows import RowTokenizer, is_document, is_learned, reference
 
     tokenizer = load_tokenizer(entry)
     template = _template_for_tools(tokenizer, rows)
-    require_template(tokenizer, entry.uri)
-    stop_token_ids(tokenizer, entry.uri)
+    tokenize = RowTokenizer.of(tokenizer, entry.uri, strict=False)
     learned = [row for row in rows.iter_rows(named=True) if is_learned(row)]
     if not learned:
         raise UserError(
@@ -123,7 +121,7 @@ def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
             f"the {rows.height} rows read are all labelled as unwanted answers",
             "add rows whose label is true; a model learns from those",
         )
-    tokens = [tokenize_row(tokenizer, row) for row in learned]
+    tokens = tokenize(learned)
     lengths = [len(t.input_ids) for t in tokens]
     limit = _model_limit(entry)
     length = max_length(lengths, limit)

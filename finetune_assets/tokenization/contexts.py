@@ -36,10 +36,10 @@ class Context:
 
 def join(documents: Sequence[Tokens]) -> Context:
     """Documents one after another; the first token of each has nothing to be predicted from."""
-    labels = np.concatenate([np.asarray(d.labels, np.int32) for d in documents])
+    labels = np.concatenate([d.labels for d in documents], dtype=np.int32)
     labels[np.cumsum([0, *(len(d.input_ids) for d in documents[:-1])])] = IGNORED
     return Context(
-        np.concatenate([np.asarray(d.input_ids, np.int32) for d in documents]),
+        np.concatenate([d.input_ids for d in documents], dtype=np.int32),
         labels,
         np.concatenate([np.arange(len(d.input_ids), dtype=np.int32) for d in documents]),
     )

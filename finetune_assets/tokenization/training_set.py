@@ -1,28 +1,36 @@
 """The task `training_sets`: conversations to packed tokens, with counts of what carries loss."""
 
+import json
 import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
+from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
-from finetune_assets.tokenization.contexts import writing
-from finetune_assets.tokenization.pack import one_each, pack
-from finetune_assets.tokenization.render import (
-    IGNORED,
-    Tokens,
-    require_template,
-    stop_token_ids,
-)
-from finetune_assets.tokenization.rows import is_document, is_learned, tokenize_row
+from finetune_assets.tokenization.batch import Batch, BatchTokenizer, frames, row_count
+from finetune_assets.tokenization.contexts import Writer, writing
+from finetune_assets.tokenization.pack import Packed, one_each, pack, pack_in_order
+from finetune_assets.tokenization.processes import cores, mapped
+from finetune_assets.tokenization.render import IGNORED, Tokens, stop_token_ids
+from finetune_assets.tokenization.rows import RowTokenizer
+
+PROCESS_ROWS = 4096
+"""Rows worth a process of their own; starting one takes as long as tokenising some thousands."""
 
 SHOWN_ROWS = 3
 """Rows kept as the model sees them, for people to look at."""
 
+NAMED_ROWS = 20
+"""Dropped rows whose places are kept."""
+
 HISTOGRAM_BINS = 40
+PROGRESS_SECONDS = 5.0
 
 
 def build(
@@ -31,111 +39,164 @@ def build(
     out: Path,
     *,
     where: str,
-    max_length: int,
-    long_rows: str,
-    packing: bool,
+    training: Training,
     progress: Callable[[str], None],
+    processes: int | None = None,
 ) -> dict[str, Any]:
     """Write the contexts of each split (see contexts.py) and return statistics.
 
+    The files depend on the rows, the base and the recipe alone, whatever the number of processes.
+
     Args:
-        base: folder with the tokenizer.
+        base: folder with the tokenizer and, where there are, the configurations of the model.
         splits: Parquet files of conversations by split name.
         where: the dataset file, named in errors.
+        processes: that tokenise; default: as many as there are cores, if there are enough rows.
 
     Raises:
-        UserError: no chat template, no stop token, a row too long where `long_rows` is `error`,
-            or a split without any token that carries loss.
+        UserError: no chat template, no stop token, a row that cannot be learned as it is, a row
+            too long where `long_rows` is `error`, or a split without any token that carries loss.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    require_template(tokenizer, where)
+    work = BatchTokenizer(for_rows(tokenizer, base, where, training), training)
     statistics: dict[str, Any] = {"stop_token_ids": stop_token_ids(tokenizer, where)}
     for name, path in splits.items():
-        started = time.monotonic()
-        rows = pl.read_parquet(path)
-        documents, counts = _documents(tokenizer, rows, where, max_length, long_rows)
-        with writing(out, name) as writer:
-            for d in documents:
-                learned = np.asarray(d.labels) != IGNORED
-                writer.append(np.asarray(d.input_ids), learned, np.array([len(learned)]))
-            lengths = writer.lengths
-            members, starts = pack(lengths, max_length) if packing else one_each(lengths)
+        started, counts = time.monotonic(), Counts()
+        total = row_count(path)
+        wanted = min(cores(), total // PROCESS_ROWS) if processes is None else processes
+        report = Progress(name, total, progress)
+        with (
+            writing(out, name) as writer,
+            closing(mapped(work, frames(path), wanted, where)) as batches,
+        ):
+            for batch in batches:
+                writer.append(batch.tokens, batch.learned, batch.lengths)
+                counts.add(batch)
+                report(counts.rows)
+            _require_loss(writer, counts, where, training)
+            ordered = bool(counts.texts) and not training.documents.shuffle
+            members, starts = _packed(writer.lengths, training, ordered)
             writer.finish(members, starts)
-        contexts = len(starts) - 1
-        counts |= {"contexts": contexts}
-        counts |= {"fill": round(counts["tokens"] / (contexts * max_length), 4)}
-        statistics[name] = counts
+        found = _described(writer, counts, len(starts) - 1, training)
+        preview = [loss_mask_text(tokenizer, tokens) for tokens in counts.shown]
+        statistics[name] = found | {"preview": preview}
+        # The trainer shuffles the training split; the order of others changes nothing.
+        statistics["shuffle"] = statistics.get("shuffle", True) and not ordered
         progress(
-            f"{name}: {counts['rows']} rows, {counts['tokens']} tokens, "
-            f"{counts['tokens_with_loss']} with loss, {contexts} contexts "
+            f"{name}: {found['rows']} rows, {found['tokens']} tokens, "
+            f"{found['tokens_with_loss']} with loss, {found['contexts']} contexts "
             f"in {time.monotonic() - started:.1f} s"
         )
     return statistics
 
 
-def fit(tokens: Tokens, max_length: int) -> Tokens:
-    """Cut at `max_length`; the cut answer loses its stop token and so is not taught as complete."""
-    return Tokens(tokens.input_ids[:max_length], tokens.labels[:max_length])
+def for_rows(tokenizer: Any, base: Path, where: str, training: Training) -> RowTokenizer:
+    """What tokenises the rows of a dataset for this base.
+
+    Raises:
+        UserError: the base has no usable template or tokenizer.
+    """
+    config, generation = (
+        json.loads(file.read_text()) if (file := base / name).exists() else {}
+        for name in ("config.json", "generation_config.json")
+    )
+    stop = generation.get("eos_token_id")
+    return RowTokenizer.of(
+        tokenizer,
+        where,
+        also_stop=[stop] if isinstance(stop, int) else stop or [],
+        loss_mask=training.loss_mask,
+        boundary=training.documents.boundary,
+        vocabulary=config.get("vocab_size") or config.get("text_config", {}).get("vocab_size"),
+    )
 
 
-def _documents(
-    tokenizer: Any, rows: pl.DataFrame, where: str, max_length: int, long_rows: str
-) -> tuple[list[Tokens], dict[str, Any]]:
-    documents: list[Tokens] = []
-    lengths: list[int] = []
-    truncated, dropped = 0, []
-    shown: list[list[tuple[str, bool]]] = []
-    for row in rows.iter_rows(named=True):
-        if not is_learned(row):
-            continue
-        tokens = tokenize_row(tokenizer, row)
-        lengths.append(len(tokens.input_ids))
-        if len(shown) < SHOWN_ROWS:
-            shown.append(loss_mask_text(tokenizer, tokens))
-        if is_document(row):
-            documents += cut_document(tokens, max_length)
-            continue
-        place = f"{row['source']}:{row['line']}"
-        if len(tokens.input_ids) > max_length:
-            if long_rows == "error":
-                raise UserError(
-                    place,
-                    f"the row has {lengths[-1]} tokens, more than max_length {max_length}",
-                    "raise `training.max_length`, or set `training.long_rows` to truncate or drop",
-                )
-            tokens = fit(tokens, max_length)
-            truncated += long_rows == "truncate"
-            if long_rows == "drop" or not tokens.supervised:
-                dropped.append(place)
-                continue
-        if not tokens.supervised:
-            dropped.append(place)
-            continue
-        documents.append(tokens)
-    supervised = sum(d.supervised for d in documents)
-    if not supervised:
-        longest = max(lengths, default=0)
-        raise UserError(
-            where,
-            f"no token carries loss: of {rows.height} rows, {len(dropped)} keep no answer within "
-            f"{max_length} tokens (first: {dropped[0] if dropped else '-'}; longest row {longest})",
-            f"raise `training.max_length` (the longest row has {longest} tokens)",
+@dataclass
+class Counts:
+    """What the rows of a split became so far."""
+
+    rows: int = 0
+    texts: int = 0
+    truncated: int = 0
+    unwanted: int = 0
+    dropped: int = 0
+    dropped_at: list[str] = field(default_factory=list)
+    row_lengths: list[np.ndarray] = field(default_factory=list)
+    shown: list[Tokens] = field(default_factory=list)
+
+    def add(self, batch: Batch) -> None:
+        self.rows += len(batch.row_lengths) + batch.unwanted
+        self.texts += batch.texts
+        self.truncated += batch.truncated
+        self.unwanted += batch.unwanted
+        self.dropped += len(batch.dropped)
+        self.dropped_at += batch.dropped[: NAMED_ROWS - len(self.dropped_at)]
+        self.row_lengths.append(batch.row_lengths)
+        start = 0
+        for length in batch.lengths[: SHOWN_ROWS - len(self.shown)].tolist():
+            ids = batch.tokens[start : start + length]
+            learned = batch.learned[start : start + length]
+            self.shown.append(Tokens(ids, np.where(learned, ids, IGNORED)))
+            start += length
+
+
+class Progress:
+    """Says every few seconds how far a split is, how fast, and how long it takes still."""
+
+    def __init__(self, name: str, total: int, say: Callable[[str], None]) -> None:
+        self._name, self._total, self._say = name, total, say
+        self._started = self._said = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._said < PROGRESS_SECONDS:
+            return
+        self._said = now
+        rate = done / (now - self._started)
+        left = (self._total - done) / rate
+        self._say(
+            f"{self._name}: {done} of {self._total} rows, {rate:.0f} rows/s, {left:.0f} s left"
         )
-    total = sum(len(d.input_ids) for d in documents)
-    return documents, {
-        "rows": len(documents),
-        "truncated_rows": truncated - sum(1 for _ in dropped if long_rows == "truncate"),
-        "dropped_rows": len(dropped),
-        "dropped_at": dropped[:20],
-        "tokens": total,
+
+
+def _require_loss(writer: Writer, counts: Counts, where: str, training: Training) -> None:
+    if len(writer.lengths):
+        return
+    longest = max((int(part.max(initial=0)) for part in counts.row_lengths), default=0)
+    raise UserError(
+        where,
+        f"no token carries loss: of {counts.rows} rows, {counts.dropped} keep no answer within "
+        f"{training.max_length} tokens (first: {(counts.dropped_at or ['-'])[0]}; "
+        f"longest row {longest})",
+        f"raise `training.max_length` (the longest row has {longest} tokens), "
+        "`training.documents.sample`, or the weight of turns that is 0",
+    )
+
+
+def _packed(lengths: np.ndarray, training: Training, ordered: bool) -> Packed:
+    if not training.packing:
+        return one_each(lengths)
+    return (pack_in_order if ordered else pack)(lengths, training.max_length)
+
+
+def _described(writer: Writer, counts: Counts, contexts: int, training: Training) -> dict[str, Any]:
+    row_lengths = np.concatenate(counts.row_lengths)
+    tokens, supervised = int(writer.lengths.sum()), int(writer.supervised.sum())
+    return {
+        "rows": len(writer.lengths),
+        "contexts": contexts,
+        "truncated_rows": counts.truncated,
+        "dropped_rows": counts.dropped,
+        "dropped_at": counts.dropped_at,
+        "tokens": tokens,
         "tokens_with_loss": supervised,
-        "tokens_without_loss": total - supervised,
-        "longest": max(lengths),
-        "lengths": histogram(np.array(lengths)),
-        "unwanted_rows": rows.height - len(lengths),
-        "preview": shown,
+        "tokens_without_loss": tokens - supervised,
+        "longest": int(row_lengths.max()),
+        "lengths": histogram(row_lengths),
+        "fill": round(tokens / (contexts * training.max_length), 4),
+        "unwanted_rows": counts.unwanted,
     }
 
 
@@ -147,21 +208,12 @@ def histogram(lengths: np.ndarray) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def cut_document(tokens: Tokens, max_length: int) -> list[Tokens]:
-    """A document in pieces of at most `max_length` tokens; nothing of it is lost."""
-    starts = range(0, len(tokens.input_ids), max_length)
-    return [
-        Tokens(tokens.input_ids[s : s + max_length], tokens.labels[s : s + max_length])
-        for s in starts
-    ]
-
-
 def loss_mask_text(tokenizer: Any, tokens: Tokens) -> list[tuple[str, bool]]:
     """Runs of text with and without loss, for showing what the model will see."""
-    runs: list[tuple[list[int], bool]] = []
-    for token, label in zip(tokens.input_ids, tokens.labels, strict=True):
-        carries = label != IGNORED
-        if not runs or runs[-1][1] != carries:
-            runs.append(([], carries))
-        runs[-1][0].append(token)
-    return [(tokenizer.decode(ids), carries) for ids, carries in runs]
+    carries = tokens.labels != IGNORED
+    edges = [0, *(np.flatnonzero(np.diff(carries)) + 1).tolist(), len(carries)]
+    return [
+        (tokenizer.decode(tokens.input_ids[a:b]), bool(carries[a]))
+        for a, b in pairwise(edges)
+        if a < b
+    ]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,9 +67,7 @@ def data(project: Path, tiny_base: Path) -> Path:
         splits,
         out,
         where="d.yaml",
-        max_length=64,
-        long_rows="error",
-        packing=True,
+        training=Training(max_length=64, long_rows="error"),
         progress=lambda _: None,
     )
     return out
@@ -101,7 +100,8 @@ def wait_for(root: Path, count: int, process: subprocess.Popen[str]) -> None:
 
 def test_evaluating_first_leaves_the_gradients_what_they_are(tiny_base: Path) -> None:
     """Holds bitsandbytes to one weight layout: its repacking on AVX512-BF16 loses gradients."""
-    batch = collate([join([Tokens([5, 6, 7, 8] * 8, [5, 6, 7, 8] * 8)])], pad_token_id=2)
+    ids = np.array([5, 6, 7, 8] * 8)
+    batch = collate([join([Tokens(ids, ids)])], pad_token_id=2)
 
     def gradients(evaluate_first: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -130,8 +130,8 @@ def test_the_loss_is_that_of_full_logits(tiny_base: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
     contexts = [
-        join([Tokens([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, 8, 9])]),
-        join([Tokens([9, 8, 7], [IGNORED, 8, IGNORED])]),
+        join([Tokens(np.array([5, 6, 7, 8, 9]), np.array([IGNORED, IGNORED, 7, 8, 9]))]),
+        join([Tokens(np.array([9, 8, 7]), np.array([IGNORED, 8, IGNORED]))]),
     ]
     nll, count = supervised_nll(model, collate(contexts, pad_token_id=2))
     expected = torch.tensor(0.0)
