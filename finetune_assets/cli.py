@@ -1,4 +1,4 @@
-"""The command line: `finetune run`, `check`, `init`, `schema`."""
+"""The command line: `finetune run`, `check`, `plan`, `init`, `schema`."""
 
 import json
 import os
@@ -69,6 +69,32 @@ def check(
             console.print(f"[red]✗ {each}[/red]")
             console.print(str(error), markup=False)
     if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    name: Annotated[str, typer.Argument(help="Dataset, by file name.")],
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="GPU to plan for, e.g. 'A100 80GB'; default: FINETUNE_DEVICE, or this machine."
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="How many; default: `training.devices.count`.")
+    ] = None,
+) -> None:
+    """Tell what training will need in memory, time and money, and what would make it fit."""
+    from finetune_assets.catalog import load as catalog
+    from finetune_assets.plan import plan as make_plan
+    from finetune_assets.plan import show
+
+    with _readably():
+        entry = catalog.load(name)
+        made = make_plan(entry, gpu, devices)
+        show(entry, made, console)
+    if not made.fits:
         raise typer.Exit(1)
 
 

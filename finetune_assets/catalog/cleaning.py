@@ -114,6 +114,9 @@ class Checks(Section):
     """The check fails when less than this share of tokens carries loss."""
     truncated: Limit = Limit(limit=0.0)
     """Share of rows that were cut, or dropped, to fit the context."""
+    memory: Limit = Limit(limit=1.0, severity="error")
+    """Share of the device's memory that training may need by the estimate, before it begins. The
+    device is the one that FINETUNE_DEVICE names, or this machine."""
     answer_outliers: Limit = Limit(limit=0.02)
     """Share of answers far longer than the others (above Q3 + 3 IQR, in characters)."""
     drift: Limit = Limit(limit=0.1)

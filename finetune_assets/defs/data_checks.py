@@ -1,13 +1,21 @@
 """Asset checks of the data: what the dataset file's `checks:` and `contamination:` limit."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 
+from finetune_assets import settings
 from finetune_assets.catalog.cleaning import Limit
 from finetune_assets.catalog.config import Dataset
+from finetune_assets.catalog.load import Entry
+from finetune_assets.defs.metadata import table
 from finetune_assets.storage.artefacts import Manifest
+from finetune_assets.training import shape
+from finetune_assets.training.need import Counts, target
+from finetune_assets.training.preflight import Plan, preflight
+from finetune_assets.training.tables import memory_rows, suggestion_rows
 
 CORPUS_CHECKS = {
     "rows_usable": "Every row became a conversation; rejected rows are listed with reasons.",
@@ -23,6 +31,7 @@ TEST_SPLIT_CHECKS = {
 TRAINING_SET_CHECKS = {
     "answers_whole": "No row was cut or dropped to fit the context.",
     "tokens_with_loss": "Enough of the tokens carry loss.",
+    "fits_the_machine": "Training needs no more memory than its device has, by the estimate.",
 }
 
 
@@ -118,7 +127,9 @@ def test_split(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResult]
     ]
 
 
-def training_set(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResult]:
+def training_set(
+    manifest: Manifest, config: Dataset, plan: Plan | None
+) -> list[dg.AssetCheckResult]:
     parts = [manifest.statistics[name] for name in ("train", "validation")]
     cut = sum(p["truncated_rows"] + p["dropped_rows"] for p in parts)
     rows = cut + sum(p["rows"] - p["truncated_rows"] for p in parts)
@@ -141,4 +152,41 @@ def training_set(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResul
             description=f"{share:.1%} of {tokens} tokens carry loss (at least {least.limit:.1%})",
             metadata={"share": round(share, 5), "limit": least.limit},
         ),
+        fits_the_machine(plan, config.checks.memory),
     ]
+
+
+def preflight_of(entry: Entry, base: Manifest, training_set: Manifest) -> Plan | None:
+    """What training will need; None where the base's architecture is none that is known."""
+    import fsspec
+
+    uri, training = f"{base.uri}/config.json", entry.config.training
+    with fsspec.open(uri, "r") as file:
+        config = json.load(file)
+    if not shape.known(config):
+        return None
+    on = target(training, settings.DEVICE_VARIABLE, settings.device(), None)
+    return preflight(shape.read(config, uri), training, on, Counts.of(training_set.statistics))
+
+
+def fits_the_machine(plan: Plan | None, limit: Limit) -> dg.AssetCheckResult:
+    """Whether the device has the memory; where the base's architecture is not known, a warning."""
+    name = "fits_the_machine"
+    if plan is None:
+        return dg.AssetCheckResult(
+            check_name=name,
+            passed=True,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="not estimated: the base's architecture is none that is known",
+        )
+    needed, memory = plan.needed.total / 1e9, plan.target.memory / 1e9
+    shown: dict[str, Any] = {"estimate": table(memory_rows(plan))}
+    if plan.suggestions:
+        shown["what_would_fit"] = table(suggestion_rows(plan))
+    return limited(
+        name,
+        needed / memory,
+        limit,
+        f"training needs {needed:.2f} GB of the {memory:.2f} GB of {plan.target.hardware.name}",
+        shown,
+    )

@@ -56,16 +56,21 @@ def training_sets(context: dg.AssetExecutionContext, config: Force) -> dg.Materi
     with failing_readably():
         entry = load(context.partition_key)
         training = entry.config.training.model_dump()
+        made_of = upstream(context, "train_splits", "validation_splits", "base_models")
         manifest, reused = make(
             context,
             entry,
             "training_sets",
             config={key: training[key] for key in TOKEN_KEYS},
-            upstream=upstream(context, "train_splits", "validation_splits", "base_models"),
+            upstream=made_of,
             force=config.force,
         )
-    checks = data_checks.training_set(manifest, entry.config)
-    return metadata.result(manifest, reused, metadata.training_set(manifest), checks)
+        plan = data_checks.preflight_of(entry, made_of["base_models"], manifest)
+    checks = data_checks.training_set(manifest, entry.config, plan)
+    shown = metadata.training_set(manifest)
+    if plan:
+        shown["estimate"] = dg.MetadataValue.json(plan.record())
+    return metadata.result(manifest, reused, shown, checks)
 
 
 @dg.asset(
