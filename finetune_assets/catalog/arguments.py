@@ -32,8 +32,6 @@ class Arguments(TypedDict, total=False):
     """Keep activations in the memory of the host between forward and backward pass."""
     torch_empty_cache_steps: Annotated[int, Field(ge=1)]
     """Optimizer steps after which unused GPU memory is given back; a tenth slower at 1."""
-    tf32: bool
-    """TensorFloat-32 for products of float32 on Ampere and newer GPUs."""
     full_determinism: bool
     """Deterministic kernels only; slower, and an error where there is none."""
     data_seed: int
@@ -56,8 +54,6 @@ class Arguments(TypedDict, total=False):
     """Batches that each of them holds ready."""
     dataloader_persistent_workers: bool
     """Keep them from one epoch to the next."""
-    dataloader_multiprocessing_context: Literal["fork", "spawn", "forkserver"]
-    """How they are started."""
     ddp_find_unused_parameters: bool
     """Look for parameters without gradient at every step; for bases with unused layers."""
     ddp_bucket_cap_mb: Annotated[int, Field(ge=1)]

@@ -11,9 +11,6 @@ from finetune_assets.errors import UserError
 
 SECTION = ("training", "arguments")
 
-MACHINE = {"tf32"}
-"""Keys whose values SFTConfig refuses for want of hardware, which may not be here."""
-
 
 def require_valid(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Arguments as SFTConfig takes them, numbers as numbers.
@@ -35,10 +32,9 @@ def require_valid(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
             where, "; ".join(cause for cause, _ in found), "; ".join(remedy for _, remedy in found)
         ) from error
     values = dict(valid)
-    asked = {key: value for key, value in values.items() if key not in MACHINE}
-    if asked and (problem := _refusal(asked)):
-        blamed = [k for k in asked if not _refusal({n: v for n, v in asked.items() if n != k})]
-        named = ", ".join(f"'training.arguments.{k}' is {asked[k]!r}" for k in blamed or asked)
+    if values and (problem := _refusal(values)):
+        blamed = [k for k in values if not _refusal({n: v for n, v in values.items() if n != k})]
+        named = ", ".join(f"'training.arguments.{k}' is {values[k]!r}" for k in blamed or values)
         raise UserError(where, f"{named}: SFTConfig refuses it: {problem}", "mend the value")
     return values
 
