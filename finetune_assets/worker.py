@@ -13,35 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dagster_pipes import PipesContext, open_dagster_pipes
+from dagster_pipes import open_dagster_pipes
 
 from finetune_assets.errors import UserError
 from finetune_assets.launch.job import Job
+from finetune_assets.launch.reporter import Reporter
 from finetune_assets.storage import artefacts
 from finetune_assets.storage.fingerprint import digest
-
-
-class Reporter:
-    """Live reports to Dagster (log lines) and to MLflow (metrics)."""
-
-    def __init__(self, pipes: PipesContext, mlflow_run_id: str | None) -> None:
-        self._pipes, self._mlflow_run_id = pipes, mlflow_run_id
-
-    def log(self, message: str) -> None:
-        self._pipes.log.info(message)
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        if self._mlflow_run_id:
-            from finetune_assets.registry import tracking
-
-            tracking.log_metrics(self._mlflow_run_id, values, step)
-
-    def file(self, path: Path) -> None:
-        """Keep a copy of a file with the MLflow run, where a browser can open it."""
-        if self._mlflow_run_id:
-            from finetune_assets.registry import tracking
-
-            tracking.client().log_artifact(self._mlflow_run_id, str(path))
 
 
 def base_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
@@ -76,18 +54,18 @@ def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
 def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
     from finetune_assets.catalog.training import Training
     from finetune_assets.training.hardware import this_machine
-    from finetune_assets.training.train import train
+    from finetune_assets.training.train import Request, train
 
-    return train(
-        job.folder("base_models"),
-        job.folder("training_sets"),
-        out,
+    request = Request(
+        base=job.folder("base_models"),
+        training_set=job.folder("training_sets"),
+        out=out,
         fingerprint=job.manifest.fingerprint,
         training=Training.model_validate(job.config),
-        hardware=this_machine(),
-        progress=report.log,
-        metrics=report.metrics,
+        in_order=not job.input("training_sets").statistics.get("shuffle", True),
     )
+    with report.tracking(request.training.model_dump(mode="json")):
+        return train(request, this_machine(), report)
 
 
 def merged_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:

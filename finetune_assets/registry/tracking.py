@@ -3,6 +3,8 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
 
@@ -85,6 +87,65 @@ def log_metrics(run_id: str, values: dict[str, float], step: int = 0) -> None:
 
     now = int(time.time() * 1000)
     client().log_batch(run_id, [Metric(k, v, now, step) for k, v in values.items()])
+
+
+def log_series(run_id: str, points: list[tuple[int, int, dict[str, float]]]) -> None:
+    """Log metrics of several steps in as few writes as MLflow allows.
+
+    Args:
+        points: (Unix time in milliseconds, step, values by name).
+    """
+    from mlflow.entities import Metric
+
+    metrics = [Metric(k, v, at, step) for at, step, values in points for k, v in values.items()]
+    for start in range(0, len(metrics), MOST_METRICS):
+        client().log_batch(run_id, metrics[start : start + MOST_METRICS])
+
+
+MOST_METRICS = 1000
+"""That MLflow takes in one write."""
+
+
+@contextmanager
+def system_metrics(run_id: str) -> Iterator[None]:
+    """Within the block, MLflow has CPU, memory, disk, network and GPU of this machine."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    client()
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+def log_inputs(run_id: str, datasets: dict[str, dict[str, Any]]) -> None:
+    """Say which data a run reads; shown by MLflow as its datasets.
+
+    Args:
+        datasets: by context (`training`, ...): `name`, `digest`, `uri`, and counts as `profile`.
+    """
+    import json
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    client().log_inputs(
+        run_id,
+        datasets=[
+            DatasetInput(
+                Dataset(
+                    name=given["name"],
+                    digest=given["digest"],
+                    source_type="finetune_assets",
+                    source=json.dumps({"uri": given["uri"]}),
+                    profile=json.dumps(given["profile"]),
+                ),
+                [InputTag("mlflow.data.context", context)],
+            )
+            for context, given in datasets.items()
+        ],
+    )
 
 
 def set_tags(run_id: str, tags: dict[str, str]) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from finetune_assets.catalog.training import Training
+from finetune_assets.training.arguments import arguments as training_arguments
 from finetune_assets.training.hardware import Machine, probe, resolve
 from finetune_assets.training.schedule import plan
-from finetune_assets.training.train import _arguments
 
 H100 = Machine(
     cuda=True, name="H100", memory_gb=80, cores=16, bf16=True, flash_attention=True, liger=True
@@ -22,8 +22,8 @@ SERVER = Machine(cuda=False, name="CPU", memory_gb=64, cores=32, bf16=True)
     [
         (H100, "cuda", "bfloat16", "flash_attention_2", "paged_adamw_8bit"),
         (T4, "cuda", "float16", "sdpa", "paged_adamw_8bit"),
-        (LAPTOP, "cpu", "float32", "sdpa", "adamw_torch"),
-        (SERVER, "cpu", "bfloat16", "sdpa", "adamw_torch"),
+        (LAPTOP, "cpu", "float32", "sdpa", "adamw_torch_fused"),
+        (SERVER, "cpu", "bfloat16", "sdpa", "adamw_torch_fused"),
     ],
 )
 def test_each_machine_gets_what_suits_it(
@@ -42,14 +42,13 @@ def test_each_machine_gets_what_suits_it(
 def test_the_arguments_follow_the_hardware(machine: Machine) -> None:
     training, hardware = Training(max_length=512, train_batch_size=16), resolve(machine)
     schedule = plan(100, training, hardware)
-    arguments = _arguments(training, hardware, schedule, Path("out"))
+    arguments = training_arguments(training, hardware, schedule, Path("out"), fused=False)
     assert schedule.micro_batch * schedule.accumulation == 16
     assert arguments["use_cpu"] == (not machine.cuda)
     assert arguments["bf16"] == (hardware.dtype == "bfloat16")
     assert arguments["fp16"] == (hardware.dtype == "float16")
     assert arguments["optim"] == hardware.optimizer
     assert arguments["use_liger_kernel"] == machine.liger
-    assert arguments["gradient_checkpointing"] == (machine is T4)
 
 
 def test_a_long_context_still_gets_a_batch_of_one() -> None:
@@ -60,3 +59,26 @@ def test_this_machine_can_be_asked() -> None:
     machine = probe()
     assert machine.cores >= 1
     assert machine.memory_gb > 0
+
+
+def test_layers_that_compute_in_bf16_by_themselves_need_no_autocast() -> None:
+    training, hardware = Training(), resolve(SERVER)
+    schedule = plan(100, training, hardware)
+    fused = training_arguments(training, hardware, schedule, Path("out"), fused=True)
+    assert not fused["bf16"]
+
+
+def test_the_recipe_s_own_choices_win() -> None:
+    training = Training(optim="adamw_torch", precision="fp32", arguments={"adam_beta2": 0.95})
+    hardware = resolve(H100)
+    schedule = plan(100, training, hardware)
+    made = training_arguments(training, hardware, schedule, Path("out"), fused=False)
+    assert (made["optim"], made["bf16"], made["adam_beta2"]) == ("adamw_torch", False, 0.95)
+
+
+@pytest.mark.parametrize(("tokens", "pays"), [(20_000, False), (50_000_000, True)])
+def test_long_runs_are_compiled(tokens: int, pays: bool) -> None:
+    from finetune_assets.training.engine import pays_to_compile
+
+    assert pays_to_compile(Training(), resolve(SERVER), tokens) is pays
+    assert pays_to_compile(Training(torch_compile=not pays), resolve(SERVER), tokens) is not pays

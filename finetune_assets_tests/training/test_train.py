@@ -22,7 +22,9 @@ from finetune_assets.tokenization.training_set import build
 from finetune_assets.training import checkpoints
 from finetune_assets.training.hardware import this_machine
 from finetune_assets.training.loading import add_adapter, load_base
-from finetune_assets.training.loss import collate, supervised_nll
+from finetune_assets.training.loss import collate_rows, supervised_nll
+from finetune_assets.training.report import Quiet
+from finetune_assets.training.train import Request, train
 from finetune_assets_tests.tokenization.test_training_set import write
 
 RECIPE: dict[str, Any] = {
@@ -40,14 +42,15 @@ import json, sys
 from pathlib import Path
 from finetune_assets.catalog.training import Training
 from finetune_assets.training.hardware import this_machine
-from finetune_assets.training.train import train
+from finetune_assets.training.report import Quiet
+from finetune_assets.training.train import Request, train
+class Printing(Quiet):
+    def log(self, message): print(message, flush=True)
 base, data, out, recipe = sys.argv[1:]
 Path(out).mkdir(exist_ok=True)
-statistics = train(
-    Path(base), Path(data), Path(out), fingerprint="f", training=Training(**json.loads(recipe)),
-    hardware=this_machine(), progress=lambda text: print(text, flush=True),
-    metrics=lambda values, step: None,
-)
+training = Training(**json.loads(recipe))
+request = Request(Path(base), Path(data), Path(out), "f", training)
+statistics = train(request, this_machine(), Printing())
 Path(out, "statistics.json").write_text(json.dumps(statistics))
 """
 
@@ -101,7 +104,7 @@ def wait_for(root: Path, count: int, process: subprocess.Popen[str]) -> None:
 def test_evaluating_first_leaves_the_gradients_what_they_are(tiny_base: Path) -> None:
     """Holds bitsandbytes to one weight layout: its repacking on AVX512-BF16 loses gradients."""
     ids = np.array([5, 6, 7, 8] * 8)
-    batch = collate([join([Tokens(ids, ids)])], pad_token_id=2)
+    batch = collate_rows([join([Tokens(ids, ids)])], pad_token_id=2)
 
     def gradients(evaluate_first: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -133,7 +136,7 @@ def test_the_loss_is_that_of_full_logits(tiny_base: Path) -> None:
         join([Tokens(np.array([5, 6, 7, 8, 9]), np.array([IGNORED, IGNORED, 7, 8, 9]))]),
         join([Tokens(np.array([9, 8, 7]), np.array([IGNORED, 8, IGNORED]))]),
     ]
-    nll, count = supervised_nll(model, collate(contexts, pad_token_id=2))
+    nll, count = supervised_nll(model, collate_rows(contexts, pad_token_id=2))
     expected = torch.tensor(0.0)
     for c in contexts:
         logits = model(input_ids=torch.from_numpy(c.input_ids).long()[None]).logits[0, :-1]
@@ -174,7 +177,7 @@ def test_term_writes_a_checkpoint_and_leaves(project: Path, tiny_base: Path, dat
     root = project / "storage" / "checkpoints" / "f"
     process = start(tiny_base, data, project / "a", num_train_epochs=400, evals_per_epoch=0.01)
     assert process.stdout is not None
-    while "step 1/" not in process.stdout.readline():
+    while not process.stdout.readline().startswith("step "):
         assert process.poll() is None, process.stderr and process.stderr.read()
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=120)
@@ -184,20 +187,14 @@ def test_term_writes_a_checkpoint_and_leaves(project: Path, tiny_base: Path, dat
     assert (kept / "optimizer.pt").exists()
 
 
+def train_here(base: Path, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    recipe = Training(**{**RECIPE, **changes})
+    return train(Request(base, data, out, out.name, recipe), this_machine(), Quiet())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(
     project: Path, tiny_base: Path, data: Path
 ) -> None:
-    from finetune_assets.training.train import train
-
-    recipe = Training(**{**RECIPE, "learning_rate": 1e30, "max_grad_norm": 1e30})
     with pytest.raises(UserError, match=r"not finite(.|\n)*lower `training.learning_rate`"):
-        train(
-            tiny_base,
-            data,
-            project / "a",
-            fingerprint="f",
-            training=recipe,
-            hardware=this_machine(),
-            progress=lambda _: None,
-            metrics=lambda *_: None,
-        )
+        train_here(tiny_base, data, project / "a", learning_rate=1e30, max_grad_norm=1e30)

@@ -1,0 +1,83 @@
+"""What a worker says while it works: to Dagster by Pipes, to MLflow by its client."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dagster_pipes import PipesContext
+
+FLUSH_SECONDS = 2.0
+"""Between writes of metrics to MLflow; a write takes longer than a step of a small model."""
+OBSERVATION = "observation"
+"""Key of a Pipes message that becomes an observation of the asset, while the worker runs."""
+
+
+class Reporter:
+    """Live reports to Dagster (log lines, observations) and to MLflow (metrics, files)."""
+
+    def __init__(self, pipes: PipesContext, mlflow_run_id: str | None) -> None:
+        self._pipes, self._mlflow_run_id = pipes, mlflow_run_id
+        self._waiting: list[tuple[int, int, dict[str, float]]] = []
+        self._lock = threading.Lock()
+
+    def log(self, message: str) -> None:
+        self._pipes.log.info(message)
+
+    def observe(self, values: dict[str, Any]) -> None:
+        """A structured event on the asset's page."""
+        self._pipes.report_custom_message({OBSERVATION: values})
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """At once outside `tracking`, soon within it."""
+        with self._lock:
+            self._waiting.append((int(time.time() * 1000), step, values))
+        if not hasattr(self, "_thread"):
+            self._flush()
+
+    def file(self, path: Path) -> None:
+        """Keep a copy of a file with the MLflow run, where a browser can open it."""
+        if self._mlflow_run_id:
+            from finetune_assets.registry import tracking
+
+            tracking.client().log_artifact(self._mlflow_run_id, str(path))
+
+    @contextmanager
+    def tracking(self, config: dict[str, Any]) -> Iterator[None]:
+        """Within the block, MLflow has the configuration, system metrics, and metrics live.
+
+        MLflow's import and the first calls run beside the work.
+        """
+        if self._mlflow_run_id is None:
+            yield
+            return
+        ended = threading.Event()
+        self._thread = threading.Thread(
+            target=self._follow, args=(self._mlflow_run_id, config, ended), daemon=True
+        )
+        self._thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            self._thread.join()
+            del self._thread
+
+    def _follow(self, run_id: str, config: dict[str, Any], ended: threading.Event) -> None:
+        from finetune_assets.registry import tracking
+
+        tracking.client().log_dict(run_id, config, "recipe.json")
+        with tracking.system_metrics(run_id):
+            while not ended.wait(FLUSH_SECONDS):
+                self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        from finetune_assets.registry import tracking
+
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        if waiting and self._mlflow_run_id:
+            tracking.log_series(self._mlflow_run_id, waiting)

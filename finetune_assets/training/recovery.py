@@ -1,0 +1,109 @@
+"""What a training run does when memory or the disk is full, or it is told to end."""
+
+import errno
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune_assets.errors import UserError
+from finetune_assets.training.checkpoints import Attempt
+from finetune_assets.training.schedule import Schedule
+
+SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+"""What torch's allocators say; the CPU's raises no type of its own."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in SAID)
+
+
+def halved(schedule: Schedule) -> Schedule:
+    """Half as many contexts in a forward pass and twice as many passes: the same steps.
+
+    Raises:
+        UserError: a forward pass has one context already.
+    """
+    from dataclasses import replace
+
+    if schedule.micro_batch == 1:
+        raise UserError(
+            "training",
+            "out of memory, with one context in a forward pass",
+            "lower `training.max_length`, or write `gradient_checkpointing: true`; "
+            "`finetune plan` says what would fit",
+        )
+    micro = schedule.micro_batch // 2
+    passes = round(schedule.micro_batch * schedule.accumulation / micro)
+    return replace(schedule, micro_batch=micro, accumulation=passes)
+
+
+def first_schedule(planned: Schedule, root: Path, log: Any) -> Schedule:
+    """The planned batches, or those that an attempt before this one came to.
+
+    Where the system ended that attempt for want of memory, it could not say so: it is known by the
+    file that it left and by the system's count of such ends.
+    """
+    before = Attempt.read(root)
+    if before is None or before.micro_batch > planned.micro_batch:
+        return planned
+    while planned.micro_batch > before.micro_batch:
+        planned = halved(planned)
+    if out_of_memory_kills() > before.out_of_memory_kills and planned.micro_batch > 1:
+        planned = halved(planned)
+        log(
+            "the system ran out of memory in the last attempt: "
+            f"{planned.micro_batch} x {planned.accumulation} contexts a step from now on"
+        )
+    return planned
+
+
+def out_of_memory_kills() -> int:
+    """Processes that Linux has ended for want of memory since it started; 0 on other systems."""
+    try:
+        counters = Path("/proc/vmstat").read_text()
+    except FileNotFoundError:  # another system keeps no such count
+        return 0
+    found = (line.split()[1] for line in counters.splitlines() if line.startswith("oom_kill "))
+    return int(next(found, "0"))
+
+
+@contextmanager
+def disk_full_readably(folder: Path) -> Iterator[None]:
+    """Turn what torch, safetensors and Python say of a full disk into one clear error."""
+    try:
+        yield
+    except Exception as error:
+        codes = (errno.ENOSPC, errno.EDQUOT)
+        said = str(error).lower()
+        full = isinstance(error, OSError) and error.errno in codes
+        written = "no space left" in said or "writer failed" in said or "unexpected pos" in said
+        if not full and not written:
+            raise
+        free = shutil.disk_usage(folder).free / 1e9
+        raise UserError(
+            str(folder),
+            f"a checkpoint could not be written: the disk is full ({free:.2f} GB free); "
+            "the last complete checkpoint is kept",
+            "free space and run again: it goes on from there",
+        ) from error
+
+
+@contextmanager
+def stopping_on_term(trainer: Any) -> Iterator[None]:
+    """On TERM, end before the next forward pass, with a checkpoint of the last whole step."""
+
+    def ask(*_: object) -> None:
+        trainer.asked_to_stop = True
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

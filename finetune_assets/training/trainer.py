@@ -1,0 +1,206 @@
+"""transformers' Trainer with our batches, loss, validation loss and checkpoints."""
+
+import math
+import signal
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune_assets.catalog.training import Training
+from finetune_assets.errors import UserError
+from finetune_assets.tokenization.contexts import Contexts
+from finetune_assets.training import checkpoints
+from finetune_assets.training.arguments import arguments
+from finetune_assets.training.guards import GradientGuard
+from finetune_assets.training.hardware import Hardware
+from finetune_assets.training.loss import collate, model_of, nll_of, supervised_nll
+from finetune_assets.training.schedule import Schedule
+
+
+@dataclass
+class Setup:
+    """What a trainer is made from."""
+
+    model: Any
+    pad_token_id: int
+    contexts: dict[str, Contexts]
+    training: Training
+    hardware: Hardware
+    schedule: Schedule
+    root: Path
+    """Folder of the checkpoints."""
+    in_order: bool
+    """Contexts are learned in their order, in every epoch."""
+    fused: bool
+    """Layers compute in the hardware's dtype without autocast."""
+    copier: checkpoints.Copier | None
+
+    @property
+    def divided(self) -> bool:
+        """Weights are spread over devices, so that no layer may be read from outside."""
+        devices = self.training.devices
+        return devices.count != 1 and devices.strategy in ("fsdp", "zero3")
+
+
+def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
+    """A Trainer; `asked_to_stop` may be set by a signal handler at any time."""
+    import torch
+    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+
+    training, guard = setup.training, _guarding(setup)
+
+    class OurTrainer(Trainer):
+        loss_is_scaled_for_ga = True
+        asked_to_stop = False
+        control: Any
+        unsound: Any
+        """Whether a loss was not finite; a tensor, as reading one waits for the device."""
+        tokens_seen = 0
+        """Real tokens of this process since it began."""
+
+        def _get_train_sampler(self, train_dataset=None):
+            if setup.in_order:
+                return torch.utils.data.SequentialSampler(setup.contexts["train"])
+            return super()._get_train_sampler(train_dataset)
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            if self.asked_to_stop:
+                self.leave()
+            self.tokens_seen += int(inputs["tokens"])
+            with _offloaded(training):
+                return super().training_step(model, inputs, num_items_in_batch)
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            nll, count = supervised_nll(model, inputs, fused=not setup.divided)
+            # Gradients are averaged over devices, each of which has its part of the sum.
+            share = 1 if num_items_in_batch is None else self.accelerator.num_processes
+            loss = nll / (num_items_in_batch or count) * share
+            self.unsound = self.unsound | ~torch.isfinite(loss.detach())
+            return loss
+
+        def evaluate(self, *_, **__) -> dict[str, float]:
+            result = {"eval_loss": _validation_loss(self, setup)}
+            self.log(dict(result))
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, result
+            )
+            best = self.state.best_metric
+            if training.load_best_model_at_end and (best is None or result["eval_loss"] < best):
+                self.control.should_save = True
+            return result
+
+        def _save_checkpoint(self, model, trial=None):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                _settle(self.state, setup)
+
+        def leave(self) -> None:
+            """Write a checkpoint of the last whole step and end the process."""
+            if self.state.global_step and not self.newest_is_saved():
+                self._save_checkpoint(self.model)
+            raise SystemExit(128 + signal.SIGTERM)
+
+        def newest_is_saved(self) -> bool:
+            name = f"checkpoint-{self.state.global_step}"
+            return (setup.root / name / checkpoints.COMPLETE).exists()
+
+    trainer = OurTrainer(
+        model=setup.model,
+        args=TrainingArguments(
+            **arguments(training, setup.hardware, setup.schedule, setup.root, fused=setup.fused)
+        ),
+        train_dataset=setup.contexts["train"],
+        eval_dataset=setup.contexts["validation"],
+        data_collator=partial(collate, setup.model, pad_token_id=setup.pad_token_id),
+        callbacks=[guard, *callbacks],
+    )
+    guard.trainer = trainer
+    # Tokens with loss are counted over a step's batches, so that each token weighs the same.
+    trainer.model_accepts_loss_kwargs = True
+    trainer.unsound = torch.zeros((), dtype=torch.bool, device=trainer.args.device)
+    if training.early_stopping_patience:
+        trainer.add_callback(
+            EarlyStoppingCallback(
+                training.early_stopping_patience, training.early_stopping_threshold
+            )
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _offloaded(training: Training) -> Any:
+    """`activation_offloading` of TRL: what the backward pass needs waits in the host's memory."""
+    import torch
+
+    if training.arguments.get("activation_offloading"):
+        return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+    return nullcontext()
+
+
+def _validation_loss(trainer: Any, setup: Setup) -> float:
+    """Mean over tokens; each process takes every n-th context."""
+    import torch
+
+    accelerator, contexts = trainer.accelerator, setup.contexts["validation"]
+    order = sorted(range(len(contexts)), key=lambda i: -int(contexts.lengths[i]))
+    mine = [contexts[i] for i in order[accelerator.process_index :: accelerator.num_processes]]
+    total, count = nll_of(
+        trainer.model_wrapped if setup.divided else model_of(trainer.model),
+        mine,
+        batch_size=setup.schedule.micro_batch,
+        pad_token_id=setup.pad_token_id,
+        autocast=trainer.compute_loss_context_manager,
+        fused=not setup.divided,
+    )
+    sums = accelerator.gather(torch.tensor([[total, count]], device=accelerator.device)).sum(0)
+    return float(sums[0] / sums[1])
+
+
+def _settle(state: Any, setup: Setup) -> None:
+    """Mark the newest checkpoint complete, drop old ones, and send it to the store."""
+    newest = setup.root / f"checkpoint-{state.global_step}"
+    checkpoints.mark_complete(newest)
+    best = state.best_global_step if setup.training.load_best_model_at_end else None
+    removed = checkpoints.prune(setup.root, setup.training.save_total_limit, best)
+    if setup.copier is not None:
+        setup.copier.put(newest.name, removed)
+
+
+def _guarding(setup: Setup) -> Any:
+    """Stop before a step that would spoil the weights, and judge the last step too."""
+    from transformers import TrainerCallback
+
+    guard = None if setup.divided else GradientGuard(setup.model)
+
+    class Guard(TrainerCallback):
+        trainer: Any = None
+
+        def on_pre_optimizer_step(self, args, state, control, **_):
+            if bool(self.trainer.unsound):
+                raise UserError(
+                    f"step {state.global_step + 1}",
+                    "the loss is not finite",
+                    "lower `training.learning_rate` or `training.max_grad_norm`; the weights of "
+                    "the last complete checkpoint are kept",
+                )
+            if guard is not None:
+                guard.check()
+
+        def on_step_end(self, args, state, control, **_):
+            # The last step is judged too, also where the interval does not end on it.
+            if state.global_step >= state.max_steps:
+                control.should_evaluate = control.should_save = True
+
+        def on_log(self, args, state, control, logs=None, **_):
+            loss = (logs or {}).get("eval_loss", 0.0)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"step {state.global_step}",
+                    f"the validation loss is not finite ({loss})",
+                    "lower `training.learning_rate`; the last complete checkpoint is kept",
+                )
+
+    return Guard()
