@@ -19,6 +19,8 @@ class Machine:
     """Native bf16 matrix products: CUDA compute capability >= 8, or AVX512-BF16 / AMX."""
     flash_attention: bool = False
     liger: bool = False
+    devices: int = 1
+    """GPUs that CUDA shows; a CPU is one device, whatever its cores."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Hardware:
 
     device: Literal["cpu", "cuda"]
     name: str
+    devices: int
+    """Of this kind in the machine."""
     dtype: Dtype
     """Of computation. Adapter weights and optimizer state are float32."""
     attention: Literal["sdpa", "flash_attention_2"]
@@ -83,6 +87,7 @@ def probe() -> Machine:
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
             flash_attention=find_spec("flash_attn") is not None,
             liger=find_spec("liger_kernel") is not None,
+            devices=torch.cuda.device_count(),
         )
     capabilities = torch.backends.cpu.get_cpu_capability()
     flags = _cpu_flags()
@@ -101,6 +106,7 @@ def resolve(machine: Machine) -> Hardware:
         return Hardware(
             device="cuda",
             name=machine.name,
+            devices=machine.devices,
             dtype="bfloat16" if machine.bf16 else "float16",
             attention="flash_attention_2" if machine.flash_attention else "sdpa",
             optimizer="paged_adamw_8bit",
@@ -119,6 +125,7 @@ def resolve(machine: Machine) -> Hardware:
     return Hardware(
         device="cpu",
         name=machine.name,
+        devices=machine.devices,
         dtype="bfloat16" if machine.bf16 else "float32",
         attention="sdpa",
         optimizer="adamw_torch_fused",
