@@ -54,17 +54,22 @@ def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
 def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
     from finetune_assets.catalog.training import Training
     from finetune_assets.training.hardware import this_machine
+    from finetune_assets.training.passthrough import require_valid
     from finetune_assets.training.train import Request, train
 
+    checkpointing = job.config.pop("checkpointing")
+    training = Training.model_validate(job.config)
+    training.arguments = require_valid(training.arguments, job.where)
     request = Request(
         base=job.folder("base_models"),
         training_set=job.folder("training_sets"),
         out=out,
         fingerprint=job.manifest.fingerprint,
-        training=Training.model_validate(job.config),
+        training=training,
+        checkpointing=checkpointing,
         in_order=not job.input("training_sets").statistics.get("shuffle", True),
     )
-    with report.tracking(request.training.model_dump(mode="json")):
+    with report.tracking(training.model_dump(mode="json")):
         return train(request, this_machine(), report)
 
 

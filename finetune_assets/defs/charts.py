@@ -8,18 +8,31 @@ from typing import Any
 import dagster as dg
 
 
-def curves(
-    lines: Mapping[str, Sequence[Sequence[float]]], x_label: str, y_label: str
-) -> dg.MarkdownMetadataValue:
-    """Lines of (x, y) points, one colour each."""
-    figure, axes = _figure()
-    for name, points in lines.items():
-        if points:
-            axes.plot([p[0] for p in points], [p[1] for p in points], label=name, marker=".")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.legend(frameon=False)
-    return _picture(figure, y_label)
+def training_curves(statistics: Mapping[str, Any]) -> dg.MarkdownMetadataValue:
+    """Training and validation loss over steps, and the learning rate below them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    for name, label in (("train_loss", "training"), ("validation_loss", "validation")):
+        points = statistics[name]
+        marker = "." if len(points) <= MARKED else None
+        losses.plot([p[0] for p in points], [p[1] for p in points], label=label, marker=marker)
+    if statistics["best_step"]:
+        losses.axvline(statistics["best_step"], linestyle=":", color="grey", linewidth=1)
+    losses.set_ylabel("loss (nats per token)")
+    losses.legend(frameon=False)
+    points = statistics["learning_rate"]
+    rates.plot([p[0] for p in points], [p[1] for p in points], color="grey")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step (dotted: the best validation loss)")
+    for axes in (losses, rates):
+        axes.spines[["top", "right"]].set_visible(False)
+    return _picture(figure, "curves")
+
+
+MARKED = 60
+"""Points of a line, up to which each is marked."""
 
 
 def bars(binned: Mapping[str, Sequence[float]], x_label: str) -> dg.MarkdownMetadataValue:

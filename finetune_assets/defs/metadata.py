@@ -1,13 +1,16 @@
 """What the Dagster UI shows of each artefact."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from finetune_assets.defs import charts
 from finetune_assets.defs.markdown import masked
 from finetune_assets.storage.artefacts import MANIFEST, Manifest
+
+if TYPE_CHECKING:
+    from finetune_assets.training.preflight import Plan
 
 Metadata = dict[str, Any]
 
@@ -75,23 +78,28 @@ def training_set(manifest: Manifest) -> Metadata:
     }
 
 
-def adapter(manifest: Manifest) -> Metadata:
+def adapter(manifest: Manifest, plan: "Plan | None") -> Metadata:
+    from finetune_assets.training.tables import estimate_table
+
     s = manifest.statistics
-    seconds = max(s["seconds_training"], 1e-9)
-    return {
+    shown: Metadata = {
         "validation_loss": s["best_validation_loss"],
         "best_step": s["best_step"],
         "steps": s["steps"],
         "epochs": s["epochs"],
         "resumed_from_step": s["resumed_from_step"] or 0,
         "trainable_parameters": s["trainable_parameters"],
-        "tokens_per_second": round(s["tokens_per_epoch"] * s["epochs"] / seconds, 1),
-        "curves": charts.curves(
-            {"training": s["train_loss"], "validation": s["validation_loss"]}, "step", "loss"
-        ),
+        "tokens_per_second": s["tokens_per_second"],
+        "curves": charts.training_curves(s),
+        "kernels": dg.MetadataValue.json(s["kernels"]),
         "hardware": dg.MetadataValue.json(s["hardware"]),
         "recipe": dg.MetadataValue.json(manifest.config),
     }
+    if plan is not None:
+        shown["estimate_and_actual"] = table(estimate_table(plan.record(), s))
+    if s["samples"]:
+        shown["answers_over_time"] = table(s["samples"])
+    return shown
 
 
 def merged(manifest: Manifest) -> Metadata:

@@ -14,6 +14,20 @@ from finetune_assets.storage.fingerprint import digest
 TOKEN_KEYS = ("max_length", "long_rows", "packing", "loss_mask", "documents")
 """Keys of `training:` that `training_sets` reads; `adapters` reads the others."""
 
+HOW_KEYS = (
+    "gradient_checkpointing",
+    "torch_compile",
+    "sample_prompts",
+    "sample_max_new_tokens",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "devices",
+    "price_per_hour",
+)
+"""Keys of `training:` that say how an adapter is made, not which: a change of one resumes the
+checkpoints that are there, and retrains nothing."""
+
 PARITY_PROMPTS = 4
 """Contexts of the validation split that adapter and merged model are compared on."""
 
@@ -88,16 +102,22 @@ def adapters(context: dg.AssetExecutionContext, config: Force) -> dg.Materialize
     with failing_readably():
         entry = load(context.partition_key)
         training = entry.config.training.model_dump()
+        how = {*TOKEN_KEYS, *HOW_KEYS}
+        made_of = upstream(context, "training_sets", "base_models")
+        plan = data_checks.preflight_of(entry, made_of["base_models"], made_of["training_sets"])
         manifest, reused = make(
             context,
             entry,
             "adapters",
-            config={key: value for key, value in training.items() if key not in TOKEN_KEYS},
-            extra_config={key: training[key] for key in TOKEN_KEYS},
-            upstream=upstream(context, "training_sets", "base_models"),
+            config={key: value for key, value in training.items() if key not in how},
+            extra_config={
+                "checkpointing": plan.checkpointing if plan else None,
+                **{key: training[key] for key in how},
+            },
+            upstream=made_of,
             force=config.force,
         )
-    return metadata.result(manifest, reused, metadata.adapter(manifest))
+    return metadata.result(manifest, reused, metadata.adapter(manifest, plan))
 
 
 @dg.asset(

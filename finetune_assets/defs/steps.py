@@ -25,7 +25,7 @@ CODE_VERSIONS = {
     "test_splits": "2",
     "base_models": "1",
     "training_sets": "4",
-    "adapters": "1",
+    "adapters": "2",
     "merged_models": "1",
     "evaluation_reports": "1",
     "registered_models": "1",
@@ -84,6 +84,7 @@ def make(
         libraries=libraries,
     )
     with tracked(context, manifest):
+        _record_inputs(manifest, upstream)
         if work is not None:
             with artefacts.writing(manifest) as out:
                 manifest.statistics = work(manifest, out)
@@ -189,6 +190,26 @@ def _newest_uri(context: dg.AssetExecutionContext, asset: str) -> str | None:
     ).records
     materialization = found[0].asset_materialization if found else None
     return str(materialization.metadata["manifest"].value) if materialization else None
+
+
+def _record_inputs(manifest: Manifest, upstream: Mapping[str, Manifest]) -> None:
+    """Tell MLflow, before the work begins, which data it reads."""
+    from finetune_assets.registry import tracking
+
+    assert manifest.mlflow_run_id is not None
+    if upstream:
+        tracking.log_inputs(
+            manifest.mlflow_run_id,
+            {
+                asset: {
+                    "name": f"{asset}/{manifest.dataset}",
+                    "digest": made.data_version,
+                    "uri": made.uri,
+                    "profile": {k: v for k, v in made.statistics.items() if isinstance(v, int)},
+                }
+                for asset, made in upstream.items()
+            },
+        )
 
 
 def _record(manifest: Manifest) -> None:

@@ -7,18 +7,23 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from finetune_assets.errors import UserError
+from finetune_assets.launch.reporter import OBSERVATION
 
 GRACE_SECONDS = 60.0
 """From TERM to KILL: room to finish an optimizer step and write a checkpoint."""
 TAIL_LINES = 25
 """Lines of stderr shown when a worker fails."""
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""Of glibc: activations of megabytes are taken from memory that the process keeps. By default each
+is given back to the system when it is freed, and every page is cleared anew: a tenth of a step."""
 
 
 class WorkerFailed(Exception):
@@ -47,12 +52,17 @@ class ProcessGroupClient:
         with dg.open_pipes_session(
             context=context,
             context_injector=dg.PipesTempFileContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
+            message_reader=ObservingReader(context),
             extras=dict(extras),
         ) as session:
             process = subprocess.Popen(
                 command,
-                env={**os.environ, **(environment or {}), **session.get_bootstrap_env_vars()},
+                env={
+                    **ALLOCATOR,
+                    **os.environ,
+                    **(environment or {}),
+                    **session.get_bootstrap_env_vars(),
+                },
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
@@ -82,6 +92,34 @@ class ProcessGroupClient:
             process.wait(timeout=self.grace_seconds)
         _signal_group(process.pid, signal.SIGKILL)
         process.wait()
+
+
+class ObservingReader(dg.PipesTempFileMessageReader):
+    """Turns a worker's observations into events of the asset while the worker runs."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        super().__init__()
+        self._context = context
+
+    @contextlib.contextmanager
+    def read_messages(self, handler: Any) -> Iterator[Any]:
+        def handle(message: Mapping[str, Any]) -> None:
+            payload = (message["params"] or {}).get("payload")
+            if isinstance(payload, Mapping) and OBSERVATION in payload:
+                self._observe(payload[OBSERVATION])
+            else:
+                passed_on(message)
+
+        passed_on, handler.handle_message = handler.handle_message, handle
+        with super().read_messages(handler) as params:
+            yield params
+
+    def _observe(self, values: Mapping[str, Any]) -> None:
+        self._context.log_event(
+            dg.AssetObservation(
+                self._context.asset_key, partition=self._context.partition_key, metadata=values
+            )
+        )
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -12,7 +12,7 @@ from finetune_assets.errors import UserError
 SECTION = ("training", "arguments")
 
 
-def require_valid(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+def require_valid(arguments: Mapping[str, Any], where: str) -> Arguments:
     """Arguments as SFTConfig takes them, numbers as numbers.
 
     Keys, types and ranges are those of `catalog/arguments.py`; then SFTConfig itself is asked,
@@ -31,12 +31,12 @@ def require_valid(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise UserError(
             where, "; ".join(cause for cause, _ in found), "; ".join(remedy for _, remedy in found)
         ) from error
-    values = dict(valid)
+    values: dict[str, Any] = dict(valid)
     if values and (problem := _refusal(values)):
         blamed = [k for k in values if not _refusal({n: v for n, v in values.items() if n != k})]
         named = ", ".join(f"'training.arguments.{k}' is {values[k]!r}" for k in blamed or values)
         raise UserError(where, f"{named}: SFTConfig refuses it: {problem}", "mend the value")
-    return values
+    return valid
 
 
 def _refusal(values: Mapping[str, Any]) -> str | None:
