@@ -9,6 +9,8 @@ from typing import Any
 import dagster as dg
 from rich.console import Console
 
+from finetune_assets.progress_bar import TrainingBar
+
 POLL_SECONDS = 0.3
 
 
@@ -19,12 +21,26 @@ def follow(
 
     Ctrl-C here, or a cancel in the Dagster UI, ends the run's process as a cancel.
     """
+    bar = TrainingBar(console)
+    try:
+        _follow(instance, run_id, process, console, bar)
+    finally:
+        bar.end()
+
+
+def _follow(
+    instance: dg.DagsterInstance,
+    run_id: str,
+    process: subprocess.Popen,
+    console: Console,
+    bar: TrainingBar,
+) -> None:
     cursor: str | None = None
     started, canceling = time.monotonic(), False
     while True:
         ended = process.poll() is not None
         try:
-            cursor = _drain(instance, run_id, cursor, console, started)
+            cursor = _drain(instance, run_id, cursor, console, started, bar)
             if ended:
                 return
             if not canceling and _cancel_asked(instance, run_id):
@@ -52,17 +68,18 @@ def _drain(
     cursor: str | None,
     console: Console,
     started: float,
+    bar: TrainingBar,
 ) -> str | None:
     while True:
         connection = instance.get_records_for_run(run_id, cursor=cursor, limit=200)
         for record in connection.records:
-            _show(record.event_log_entry, console, time.monotonic() - started)
+            _show(record.event_log_entry, console, time.monotonic() - started, bar)
         cursor = connection.cursor
         if not connection.has_more:
             return cursor
 
 
-def _show(entry: dg.EventLogEntry, console: Console, elapsed: float) -> None:
+def _show(entry: dg.EventLogEntry, console: Console, elapsed: float, bar: TrainingBar) -> None:
     clock = f"[dim]{elapsed:6.0f} s[/dim]"
     event = entry.dagster_event
     if event is None:
@@ -75,7 +92,12 @@ def _show(entry: dg.EventLogEntry, console: Console, elapsed: float) -> None:
                 f"{clock}     {_escape(entry.user_message)}", style="dim", highlight=False
             )
         return
-    if event.is_step_materialization:
+    if event.event_type_value == "ASSET_OBSERVATION":
+        observation = event.asset_observation_data.asset_observation
+        values = {k: v.value for k, v in observation.metadata.items()}
+        bar.observe(observation.asset_key.to_user_string(), values)
+    elif event.is_step_materialization:
+        bar.end()
         materialization = event.step_materialization_data.materialization
         metadata = {k: v.value for k, v in materialization.metadata.items()}
         how = "reused" if metadata["reused"] else f"made in {metadata['seconds']:.1f} s"
