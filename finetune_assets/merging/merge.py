@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.merging.update import Update
+from finetune_assets.training.layout import Layout
 from finetune_assets.training.saving import ADAPTER_CONFIG
 from finetune_assets.training.weights import (
     INDEX,
     copy_companions,
-    model_names,
     shards,
-    skeleton,
     stored_dtype,
     tensor_files,
 )
@@ -35,9 +34,10 @@ def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     copy_companions(base, out)
     if not (adapter / ADAPTER_CONFIG).exists():
         return _whole_model(adapter, out)
-    update = Update.read(adapter)
-    names, untied = model_names(base), _untied(base, update)
-    size = sum(_merge_shard(shard, update, names, untied, out) for shard in shards(base))
+    layout = Layout.of(base)
+    update = Update.read(adapter, layout)
+    untied = _untied(layout, update)
+    size = sum(_merge_shard(shard, layout, update, untied, out) for shard in shards(base))
     update.require_all_used(adapter)
     if (base / INDEX).exists():
         _write_index(out, size)
@@ -52,26 +52,31 @@ def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
 
 
 def _merge_shard(
-    shard: Path, update: Update, names: dict[str, str], untied: dict[str, str], out: Path
+    shard: Path, layout: Layout, update: Update, untied: dict[str, str], out: Path
 ) -> int:
     """Write one shard; returns the bytes of its tensors."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    tensors = {}
+    tensors: dict[str, Any] = {}
     with safe_open(shard, framework="pt") as file:
+        groups: dict[str, list[str]] = {}
         for stored in file.keys():  # noqa: SIM118 - not a dict
-            weight = file.get_tensor(stored)
-            tensors[stored] = update.apply(names[stored], weight).contiguous()
+            groups.setdefault(layout.names.get(stored, stored), []).append(stored)
+        for name, group in groups.items():
+            weights = {stored: file.get_tensor(stored) for stored in group}
+            tensors |= update.apply(name, weights)
             for tied, source in untied.items():
-                if names[stored] == source and tied not in names.values():
+                if source == name and tied not in layout.names.values():
                     # An own copy: safetensors stores no tensor twice.
-                    tensors[tied] = update.apply(tied, weight.clone()).contiguous()
+                    copies = {layout.stored_name(tied): w.clone() for w in weights.values()}
+                    tensors |= update.apply(tied, copies)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, out / shard.name, metadata=file.metadata())
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _untied(base: Path, update: Update) -> dict[str, str]:
+def _untied(layout: Layout, update: Update) -> dict[str, str]:
     """Tied tensors that the adapter makes differ from their source, by their names.
 
     An adapter on the output head of a model whose head is its embedding changes the head alone, as
@@ -79,7 +84,7 @@ def _untied(base: Path, update: Update) -> dict[str, str]:
     """
     return {
         tied: source
-        for tied, source in skeleton(base).all_tied_weights_keys.items()
+        for tied, source in layout.model.all_tied_weights_keys.items()
         if update.touches(tied) or update.touches(source)
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
-from finetune_assets.training.weights import model_names, tensor_files
+from finetune_assets.training.layout import Layout
 
 FROM_BASE = ("pissa", "loftq")
 """Values of `lora.init` that read the base."""
@@ -74,45 +74,45 @@ def difference(trained: Matrices, kept: Path, scale: float) -> Matrices:
 
 def _layers(model: Any, training: Training) -> dict[str, Any]:
     """The adapted layers by name; raises a UserError where one cannot be decomposed."""
+    import torch
     from bitsandbytes.nn import Linear4bit
     from peft.tuners.lora import LoraLayer
+    from transformers.pytorch_utils import Conv1D
 
-    lora = training.lora
+    init = training.lora.init
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    fits = Linear4bit if init == "loftq" else torch.nn.Linear | Conv1D
     for name, layer in layers.items():
-        quantised = isinstance(layer.get_base_layer(), Linear4bit)
-        if not layer.lora_A or quantised != (lora.init == "loftq"):
-            wanted = "of 4 bits" if lora.init == "loftq" else "of whole weights"
+        if not isinstance(layer.get_base_layer(), fits):
+            wanted = "of 4 bits" if init == "loftq" else "of whole weights"
             raise UserError(
                 "training.lora.targets",
-                f"`init: {lora.init}` needs linear layers {wanted}, which {name} is not",
-                "take it out of `targets`, or write `init: default`",
-            )
-        smaller = min(layer.in_features, layer.out_features)
-        if lora.r > smaller:
-            raise UserError(
-                "training.lora.r",
-                f"`init: {lora.init}` finds at most {smaller} components in {name}, "
-                f"and `r` is {lora.r}",
-                f"write `r: {smaller}` or less",
+                f"`init: {init}` needs linear layers {wanted}, which {name} is not",
+                "leave it out of `targets`, or write `init: default`",
             )
     return layers
 
 
 def _decompose(layers: dict[str, Any], training: Training, base: Path) -> Matrices:
-    """`scale * B @ A` is the best product of rank r for a weight, or for what 4 bits lost of it."""
+    """`scale * B @ A` is the best product of rank r for a weight, or for what 4 bits lost of it.
+
+    Where a layer is narrower than r, the rest of its rank begins as LoRA's does.
+    """
     import torch
 
-    originals = _originals(base) if training.lora.init == "loftq" else None
-    result = {}
+    layout = Layout.of(base) if training.lora.init == "loftq" else None
+    result: Matrices = {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(training.seed)
         for name, layer in layers.items():
-            matrix = _weight(layer) if originals is None else _lost(name, layer, originals)
-            u, s, v = torch.svd_lowrank(matrix, q=training.lora.r, niter=POWER_ITERATIONS)
+            a = layer.lora_A["default"].weight.float().cpu().clone()
+            b = torch.zeros_like(layer.lora_B["default"].weight, dtype=torch.float32).cpu()
+            rank = min(training.lora.r, layer.in_features, layer.out_features)
+            matrix = _weight(layer) if layout is None else _lost(name, layer, layout)
+            u, s, v = torch.svd_lowrank(matrix, q=rank, niter=POWER_ITERATIONS)
             root = (s / layer.scaling["default"]).sqrt()
-            result[f"{name}.lora_A.weight"] = (root[:, None] * v.T).cpu().contiguous()
-            result[f"{name}.lora_B.weight"] = (u * root).cpu().contiguous()
+            a[:rank], b[:, :rank] = (root[:, None] * v.T).cpu(), (u * root).cpu()
+            result |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     return result
 
 
@@ -125,28 +125,24 @@ def _oriented(layer: Any, matrix: Any) -> Any:
     return matrix.T if layer.fan_in_fan_out else matrix
 
 
-def _originals(base: Path) -> dict[str, tuple[str, Path]]:
-    """Where each tensor of the model is stored, and under what name."""
-    files = tensor_files(base)
-    return {name: (stored, files[stored]) for stored, name in model_names(base).items()}
-
-
-def _lost(name: str, layer: Any, originals: dict[str, tuple[str, Path]]) -> Any:
+def _lost(name: str, layer: Any, layout: Layout) -> Any:
     """The layer's original weight less what its 4 bits hold."""
     from peft.utils.integrations import dequantize_module_weight
     from safetensors import safe_open
 
-    tensor = name.removeprefix("base_model.model.") + ".weight"
-    if tensor not in originals:
+    module = name.removeprefix("base_model.model.")
+    stored = [s for s, whole in layout.names.items() if whole == f"{module}.weight"]
+    if len(stored) != 1:
         raise UserError(
             "training.lora.init",
-            f"`loftq` needs the original {tensor}, which is not in the base's files",
+            f"`loftq` needs the original weight of {module}, which the base's files hold in "
+            f"{len(stored)} parts",
             "write `init: default`",
         )
-    stored, shard = originals[tensor]
     held = dequantize_module_weight(layer.get_base_layer()).float()
-    with safe_open(shard, framework="pt") as file:
-        return file.get_tensor(stored).to(held.device).float() - held
+    with safe_open(layout.files[stored[0]], framework="pt") as file:
+        original = file.get_tensor(stored[0]).to(held.device).float()
+    return (original.T if layout.is_transposed(module) else original) - held
 
 
 def _set_magnitude(layer: Any, a: Any, b: Any) -> None:

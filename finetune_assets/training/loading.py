@@ -12,6 +12,7 @@ from finetune_assets.catalog.training import Lora, Training
 from finetune_assets.errors import UserError
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.initial import FROM_BASE, begin
+from finetune_assets.training.layout import Layout
 
 
 def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
@@ -27,7 +28,7 @@ def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
         folder,
         dtype="float32" if training.method == "full" else hardware.torch_dtype(),
         quantization_config=_quantization(training, hardware),
-        attn_implementation=hardware.attention,
+        attn_implementation=_attention(folder, hardware),
         # Each process of a machine has a device of its own, which its launcher numbers.
         device_map={"": int(os.environ.get("LOCAL_RANK", "0"))}
         if hardware.device == "cuda"
@@ -36,6 +37,13 @@ def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
     keep_quantised_layers_trainable(model)
     model.config.use_cache = False
     return model
+
+
+def _attention(folder: Path, hardware: Hardware) -> str | None:
+    """The hardware's, where the architecture has it; None lets transformers choose."""
+    if hardware.attention != "flash_attention_2":
+        return None  # sdpa, or eager for the few that have no other, as Gemma 2
+    return hardware.attention if Layout.of(folder).model._supports_flash_attn else None
 
 
 def _quantization(training: Training, hardware: Hardware) -> Any:

@@ -55,11 +55,9 @@ def _save_peft(
     config = deepcopy(model.peft_config["default"])
     config.inference_mode = True
     config.base_model_name_or_path = None
-    config.target_modules = (
-        config.target_modules
-        if isinstance(config.target_modules, str)
-        else sorted(config.target_modules)  # a set, whose order changes from process to process
-    )
+    for key, value in vars(config).items():
+        if isinstance(value, set):  # whose order changes from process to process
+            setattr(config, key, sorted(value))
     if training.lora.init in FROM_BASE:
         if initial is None:
             raise ValueError(f"{training.lora.init} needs the file of its first matrices")

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from finetune_assets.storage.artefacts import MANIFEST
 
@@ -23,25 +22,6 @@ def shards(folder: Path) -> list[Path]:
 def tensor_files(folder: Path) -> dict[str, Path]:
     """The shard of every tensor, by the tensor's name."""
     return {name: shard for shard in shards(folder) for name in _slices(shard)}
-
-
-def skeleton(folder: Path) -> Any:
-    """The model without its weights, for its names."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-
-
-def model_names(folder: Path) -> dict[str, str]:
-    """What the model calls each stored tensor; some files, as GPT-2's, leave out its first part."""
-    model = skeleton(folder)
-    known, first = set(model.state_dict()), f"{model.base_model_prefix}."
-    return {
-        name: first + name if name not in known and first + name in known else name
-        for name in tensor_files(folder)
-    }
 
 
 def dtypes(folder: Path) -> dict[str, str]:

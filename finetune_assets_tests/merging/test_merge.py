@@ -9,7 +9,13 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from finetune_assets.errors import UserError
 from finetune_assets.merging.merge import TOLERANCE, merge, parity, stored_dtype
@@ -122,12 +128,55 @@ def test_layers_that_are_stored_transposed(
     assert result["relative_difference"] < 1e-5
     assert result["merged_layers"] == 6
     load(tmp_path / "merged")
+    # As an adapter that was trained over 4 bits says, whose layers are not stored so.
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": False}))
+    assert merged(gpt2_base, adapter, tmp_path / "again")["relative_difference"] < 1e-5
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "gpt_neox"])
+@pytest.mark.parametrize(
+    "options", [{}, {"modules_to_save": ["lm_head"], "use_rslora": True}], ids=str
+)
+def test_files_that_name_and_divide_tensors_otherwise_than_the_model(
+    architecture: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Experts are stored one by one and adapted as a stack; older names are kept in files."""
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    config = AutoConfig.for_model(architecture, **SMALL)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    adapter = adapt(base, tmp_path / "adapter", target_modules="all-linear", **options)
+    result = merged(base, adapter, tmp_path / "merged")
+    assert result["relative_difference"] < 1e-5
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    original = load_file(base / "model.safetensors")
+    assert weights.keys() == original.keys()
+    same = {name for name, tensor in weights.items() if torch.equal(tensor, original[name])}
+    assert not any("experts" in name or "proj" in name for name in same)
+    load(tmp_path / "merged")
 
 
 def test_files_that_leave_out_the_first_part_of_names(gpt2_base: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(gpt2_base, tmp_path / "base"))
     tensors = load_file(base / "model.safetensors")
     short = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    short["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)  # older files hold masks too
     save_file(short, base / "model.safetensors", metadata={"format": "pt"})
     adapter = adapt(base, tmp_path / "adapter", target_modules=["c_attn"], fan_in_fan_out=True)
     assert merged(base, adapter, tmp_path / "merged")["relative_difference"] < 1e-5
