@@ -6,14 +6,14 @@ training goes on, its marker last again, so that another machine can go on from 
 """
 
 import json
+import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
-from typing import Any
 
 import fsspec
 
@@ -37,6 +37,11 @@ def remote(fingerprint: str) -> str | None:
 
 
 def mark_complete(checkpoint: Path) -> None:
+    """Say that every file is whole, once the disk has them: a machine may lose its power."""
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     (checkpoint / COMPLETE).touch()
 
 
@@ -88,19 +93,28 @@ def fetch(fingerprint: str) -> int:
     fs.invalidate_cache()
     if not fs.isdir(path):
         return 0
+    root.mkdir(parents=True, exist_ok=True)
     for source in fs.ls(path, detail=False):
-        name = source.rstrip("/").rsplit("/", 1)[-1]
-        target = root / name
-        if not name.startswith("checkpoint-"):
+        target = root / source.rstrip("/").rsplit("/", 1)[-1]
+        if not target.name.startswith("checkpoint-"):
             if not target.exists():
-                root.mkdir(parents=True, exist_ok=True)
-                fs.get_file(source, str(target))
+                _bring(fs, source, target)
         elif fs.exists(f"{source}/{COMPLETE}") and not (target / COMPLETE).exists():
             shutil.rmtree(target, ignore_errors=True)
-            fs.get(f"{source}/", f"{target}/", recursive=True)
-            mark_complete(target)
+            _bring(fs, source, target)
             count += 1
     return count
+
+
+def _bring(fs: fsspec.AbstractFileSystem, source: str, target: Path) -> None:
+    """Copy a file or a folder here; it has its name only when it is whole."""
+    scratch = target.with_name(f".{target.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    for path in fs.find(source):
+        part = scratch / path.removeprefix(source).lstrip("/")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        fs.get_file(path, str(part))
+    scratch.rename(target)
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,9 @@ class Attempt:
 
     def write(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        (root / ATTEMPT).write_text(json.dumps(vars(self)))
+        scratch = root / f".{ATTEMPT}"
+        scratch.write_text(json.dumps(vars(self)))
+        scratch.replace(root / ATTEMPT)
 
     @classmethod
     def read(cls, root: Path) -> "Attempt | None":
@@ -125,54 +141,94 @@ class Attempt:
 class Copier:
     """Copies complete checkpoints to the store, one after another, while training goes on."""
 
-    def __init__(self, root: Path, uri: str, log: Any) -> None:
+    def __init__(self, root: Path, uri: str, log: Callable[[str], None]) -> None:
         self._root, self._uri, self._log = root, uri, log
         self._queue: Queue[tuple[str, list[str]] | None] = Queue()
+        self._waiting: set[str] = set()
+        """Complete here, not in the store yet."""
+        self._removed: set[str] = set()
+        """No longer here, perhaps in the store still."""
+        self._wanted = True
         self._thread = threading.Thread(target=self._work, daemon=True)
-        self.failure: Exception | None = None
+        self._thread.start()
 
     def put(self, name: str, removed: list[str]) -> None:
         """Copy a checkpoint, then remove from the store those that were removed here."""
         self._queue.put((name, removed))
 
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            try:
-                self._copy(*item)
-            except Exception as error:  # said at once and kept: training is not to end for it
-                self.failure = error
-                self._log(f"checkpoint {item[0]} could not be copied to {self._uri}: {error}")
+    def end(self, *, copying: bool) -> None:
+        """Wait for what is being copied, and, if `copying`, for what is still to be."""
+        self._wanted = copying
+        self._queue.put(None)
+        self._thread.join()
 
-    def _copy(self, name: str, removed: list[str]) -> None:
+    def _work(self) -> None:
+        item: tuple[str, list[str]] | None = ("", [])
+        while item is not None:
+            item = self._queue.get()
+            if item is not None:
+                self._waiting.add(item[0])
+                self._removed.update(item[1])
+            if self._queue.empty():  # else a newer one is there, and this one may be gone
+                self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
+        self._waiting -= self._removed
+        try:
+            # The oldest first: whoever finds the newest finds the best one too.
+            for name in sorted(self._waiting, key=lambda name: step_of(Path(name))):
+                if self._wanted:
+                    self._copy(name)
+            for name in sorted(self._removed):
+                if self._wanted:
+                    self._remove(name)
+        except Exception as error:  # training is not to end for it, and the next one tries again
+            self._log(f"checkpoints could not be copied to {self._uri}: {error}; training goes on")
+
+    def _copy(self, name: str) -> None:
         fs, path = fsspec.core.url_to_fs(self._uri)
         source = self._root / name
-        if (source / COMPLETE).exists():
-            beside = [p for p in self._root.iterdir() if p.is_file() and p.name != ATTEMPT]
-            for file in beside:
-                fs.put_file(str(file), f"{path}/{file.name}")
+        try:
+            for file in self._root.iterdir():
+                of_the_run = file.is_file() and file.name != ATTEMPT and file.name[0] != "."
+                if of_the_run and not fs.exists(f"{path}/{file.name}"):
+                    fs.put_file(str(file), f"{path}/{file.name}")
             for file in sorted(source.rglob("*")):
                 if file.is_file() and file.name != COMPLETE:
                     fs.put_file(str(file), f"{path}/{name}/{file.relative_to(source)}")
-            fs.pipe_file(f"{path}/{name}/{COMPLETE}", b"")
-            self.failure = None
-            self._log(f"{name} is in the store")
-        for old in removed:
-            if fs.exists(f"{path}/{old}/{COMPLETE}"):
-                fs.rm_file(f"{path}/{old}/{COMPLETE}")
-                fs.rm(f"{path}/{old}", recursive=True)
+        except FileNotFoundError:
+            if (source / COMPLETE).exists():
+                raise
+        if not (source / COMPLETE).exists():
+            return  # newer ones took its place meanwhile
+        fs.pipe_file(f"{path}/{name}/{COMPLETE}", b"")
+        self._waiting.discard(name)
+        self._log(f"{name} is in the store")
+
+    def _remove(self, name: str) -> None:
+        fs, path = fsspec.core.url_to_fs(self._uri)
+        if fs.exists(f"{path}/{name}/{COMPLETE}"):
+            fs.rm_file(f"{path}/{name}/{COMPLETE}")
+        if fs.exists(f"{path}/{name}"):
+            fs.rm(f"{path}/{name}", recursive=True)
+        self._removed.discard(name)
 
 
 @contextmanager
-def copying(root: Path, fingerprint: str, log: Any) -> Iterator[Copier | None]:
-    """A copier where one is needed; at the end of the block, it finishes what it has begun."""
+def copying(root: Path, fingerprint: str, log: Callable[[str], None]) -> Iterator["Copier | None"]:
+    """A copier where one is needed.
+
+    A block that ends well leads to a published adapter, for which no checkpoint is needed; one that
+    is cut short leaves what another machine needs to go on.
+    """
     uri = remote(fingerprint)
     if uri is None:
         yield None
         return
     copier = Copier(root, uri, log)
-    copier._thread.start()
     try:
         yield copier
-    finally:
-        copier._queue.put(None)
-        copier._thread.join()
+    except BaseException:
+        copier.end(copying=True)
+        raise
+    copier.end(copying=False)

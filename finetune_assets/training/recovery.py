@@ -21,11 +21,13 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in SAID)
 
 
 def halved(schedule: Schedule) -> Schedule:
-    """Half as many contexts in a forward pass and twice as many passes: the same steps.
+    """At most half as many contexts in a forward pass, and as many more passes: the same steps.
 
     Raises:
         UserError: a forward pass has one context already.
@@ -39,9 +41,10 @@ def halved(schedule: Schedule) -> Schedule:
             "lower `training.max_length`, or write `gradient_checkpointing: true`; "
             "`finetune plan` says what would fit",
         )
-    micro = schedule.micro_batch // 2
-    passes = round(schedule.micro_batch * schedule.accumulation / micro)
-    return replace(schedule, micro_batch=micro, accumulation=passes)
+    of_a_step = schedule.micro_batch * schedule.accumulation
+    half = range(1, schedule.micro_batch // 2 + 1)
+    micro = max(size for size in half if of_a_step % size == 0)
+    return replace(schedule, micro_batch=micro, accumulation=of_a_step // micro)
 
 
 def first_schedule(planned: Schedule, root: Path, log: Any) -> Schedule:
