@@ -16,8 +16,8 @@ from finetune_assets.storage.artefacts import MANIFEST, Manifest
 from finetune_assets.training import operations
 from finetune_assets.training.need import Counts, target
 from finetune_assets.training.preflight import Plan, preflight
-from finetune_assets.training.shape import Shape, read_folder, read_gguf
-from finetune_assets.training.tables import GB, memory_rows, suggestion_rows
+from finetune_assets.training.shape import Config, folder_config, gguf_config, read
+from finetune_assets.training.tables import GB, duration, memory_rows, suggestion_rows
 
 SAMPLED = 500
 """Rows of a split that are tokenised where no training set has been made yet."""
@@ -34,7 +34,7 @@ def plan(entry: Entry, gpu: str | None = None, devices: int | None = None) -> Pl
     training = entry.config.training
     if training.arguments:
         require_valid(training.arguments, entry.uri)
-    shape = base_shape(entry)
+    shape = read(base_config(entry), entry.config.base.model)
     where = "--gpu" if gpu else settings.DEVICE_VARIABLE
     on = target(training, where, gpu or settings.device(), devices)
     counts = counted(entry) or sampled(entry)
@@ -43,16 +43,16 @@ def plan(entry: Entry, gpu: str | None = None, devices: int | None = None) -> Pl
     return preflight(shape, training, on, counts)
 
 
-def base_shape(entry: Entry) -> Shape:
-    """The shape of the base that a dataset names; its weights are not loaded."""
+def base_config(entry: Entry) -> Config:
+    """The configuration of the base that a dataset names; its weights are not loaded."""
     from finetune_assets.training.base_model import gguf_file, hub_snapshot, local_folder
 
     model = entry.config.base.model
     if model.startswith("package:"):
-        return read_gguf(gguf_file(model, entry.uri))
+        return gguf_config(gguf_file(model, entry.uri))
     if model.startswith("hub:"):
-        return read_folder(hub_snapshot(model, entry.uri, weights=False))
-    return read_folder(local_folder(entry.locate(model), entry.uri))
+        return folder_config(hub_snapshot(model, entry.uri, weights=False))
+    return folder_config(local_folder(entry.locate(model), entry.uri))
 
 
 def counted(entry: Entry) -> Counts | None:
@@ -145,7 +145,7 @@ def _run_table(made: Plan) -> Table:
     checkpointing = ", gradient checkpointing" if made.checkpointing else ""
     table.add_row("steps", f"{about}{schedule.total_steps:,} of {batch}{checkpointing}")
     if made.seconds is not None:
-        table.add_row("time", f"about {_duration(made.seconds)}, without loading")
+        table.add_row("time", f"about {duration(made.seconds)}, without loading")
     if made.cost:
         table.add_row("cost", f"about {made.cost:.2f} at {made.price_per_hour:g} an hour")
     return table
@@ -160,8 +160,3 @@ def _rows(rows: list[dict[str, Any]]) -> Table:
 
 def _cell(value: Any) -> str:
     return ("✓" if value else "") if isinstance(value, bool) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes:.2g} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"

@@ -340,3 +340,13 @@ def test_an_unknown_architecture_does_not_stop_a_run() -> None:
     result = fits_the_machine(None, Limit(limit=1.0, severity="error"))
     assert result.passed
     assert result.severity is dg.AssetCheckSeverity.WARN
+
+
+def test_a_proposed_file_tells_what_it_takes(project: Path, tiny_base: Path) -> None:
+    rows = str(project / "catalog" / "rows.jsonl")
+    code, output = invoke("init", "new", "--from", rows, "--base", str(tiny_base))
+    assert code == 0, output
+    text = " ".join((project / "catalog" / "new.yaml").read_text().replace("#", "").split())
+    assert "optimizer steps. On this machine (CPU" in text
+    assert "minutes and" in text
+    assert "finetune plan new --gpu 'A100 80GB'" in text

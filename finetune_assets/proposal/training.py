@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -13,6 +13,8 @@ from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.tokenization.rows import CHATML_TOOLS
+from finetune_assets.training.need import Counts
+from finetune_assets.training.tables import GB, duration
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 ANSWER_STEP, LONGEST_ANSWER = 32, 1024
@@ -79,7 +81,11 @@ def token_keys(entry: Entry, rows: pl.DataFrame, train_rows: int, exact: bool) -
         "take more passes, and the checkpoint of the best validation loss is kept.",
         "batch": batch,
         "batch_reason": _batch_reason(rows_learned / contexts, number(contexts, exact)),
-        "estimate": _estimate(round(cut * scale), contexts, length, epochs, batch, exact),
+        "estimate": _estimate(
+            entry,
+            Training(max_length=length, num_train_epochs=epochs, train_batch_size=batch),
+            _counts(measured, round(rows_learned), contexts, round(cut * scale), exact),
+        ),
         "base_reason": "Token counts below are this model's; run init with --base for another."
         + (f" It attends to {measured.limit} tokens at most." if measured.limit else ""),
         "chat_template": f"{entry.name}.jinja" if measured.chat_template else None,
@@ -88,6 +94,19 @@ def token_keys(entry: Entry, rows: pl.DataFrame, train_rows: int, exact: bool) -
         f"at most {_quantile(measured.lengths, HELD)}, longest {max(measured.lengths)}",
         **_evaluation_keys(rows, measured.answers, length),
     }
+
+
+def _counts(measured: Measured, rows: int, contexts: int, tokens: int, exact: bool) -> Counts:
+    share = sum(measured.answers) / sum(measured.lengths) if measured.answers else 1.0
+    return Counts(
+        rows=rows,
+        contexts=contexts,
+        tokens=tokens,
+        supervised=max(1, round(tokens * share)),
+        longest=max(measured.lengths),
+        validation_tokens=tokens // 8,  # a tenth of the rows beside eight that are learned
+        exact=exact,
+    )
 
 
 def max_length(lengths: Sequence[int], limit: int | None) -> int:
@@ -192,17 +211,31 @@ def _batch_reason(rows_of_context: float, contexts: str) -> str:
     )
 
 
-def _estimate(tokens: int, contexts: int, length: int, epochs: int, batch: int, exact: bool) -> str:
-    from finetune_assets.training.hardware import this_machine
+def _estimate(entry: Entry, training: Training, counts: Counts) -> str:
+    """Steps of the run, and what it takes on this machine where the base's shape is known."""
+    from finetune_assets.plan import base_config
+    from finetune_assets.training import operations, shape
+    from finetune_assets.training.need import target
+    from finetune_assets.training.preflight import preflight
     from finetune_assets.training.schedule import plan
 
-    hardware = this_machine()
-    training = Training(max_length=length, num_train_epochs=epochs, train_batch_size=batch)
-    schedule = plan(contexts, training, hardware)
+    on = target(training, entry.uri, None, None)
+    steps = plan(counts.contexts, training, on.hardware, devices=on.devices).total_steps
+    said = (
+        f"An epoch has {number(counts.tokens, counts.exact)} tokens; all make "
+        f"{number(steps, counts.exact)} optimizer steps."
+    )
+    config = base_config(entry)
+    if not shape.known(config):
+        return said
+    base = shape.read(config, entry.uri)
+    on = replace(on, speed=operations.measured(on.hardware, base))
+    made = preflight(base, training, on, counts)
+    assert made.seconds is not None
     return (
-        f"An epoch has {number(tokens, exact)} tokens; all make "
-        f"{number(schedule.total_steps, exact)} optimizer steps, on this "
-        f"machine ({hardware.name}) with forward passes of {schedule.micro_batch}."
+        f"{said} On this machine ({on.hardware.name}) they take about {duration(made.seconds)} "
+        f"and {made.needed.total / GB:.1f} GB of its {on.memory / GB:.0f} GB; "
+        f"`finetune plan {entry.name} --gpu 'A100 80GB'` tells of another."
     )
 
 

@@ -16,8 +16,10 @@ Bytes are those of one device when it holds most. The parts and their sources:
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from finetune_assets.catalog.training import Training
+from finetune_assets.training.attention import LONGEST_STORED
 from finetune_assets.training.shape import Linear, Shape, adapted
 
 FLOAT32 = 4
@@ -36,18 +38,23 @@ class Engine:
     """Only the input of each block is kept, and the block computed again in the backward pass."""
     compiled: bool = False
     """Blocks are compiled: what is cheap to compute again is not kept."""
-    fused_attention: bool = True
-    """Flash or memory-efficient attention, which keeps no scores."""
+    attention: Literal["fused", "documents", "eager"] = "fused"
+    """`fused` keeps no scores, `documents` those of rows of up to LONGEST_STORED tokens, `eager`
+    all, as probabilities and in float32."""
     float32_norms: bool = True
     """Normalisation keeps a float32 copy of its input, as transformers' does if not compiled."""
     cast_inputs: int = 0
     """Bytes of a number in the copy that each adapted layer makes of its input."""
     quantised_keep_inputs: bool = False
     """4-bit layers keep their inputs, as those of bitsandbytes did in 2023."""
+    dequantised: bool = False
+    """Adapted layers hold 4-bit weights as the values that they stand for."""
     quantised_head: bool = False
     """The output head is quantised too."""
     all_logits: bool = False
     """Logits of every position, not only of those that carry loss."""
+    logit_slice: int | None = None
+    """Bytes of float32 logits that exist at a time: a fused loss. None: all at once."""
     logit_chunks: int = 1
     """Parts, one after another, in which logits become float32 for the loss."""
     float32_logits: int = 2
@@ -155,7 +162,11 @@ def weight_bytes(shape: Shape, training: Training, engine: Engine) -> int:
         return shape.parameters * engine.trained
     if training.quantization == "none":
         return shape.parameters * engine.compute
-    quantised = shape.linear + (shape.head if engine.quantised_head else 0)
+    if engine.dequantised and training.quantization in ("nf4", "fp4"):
+        restored = shape.layers * sum(x.parameters for x in adapted(shape, training.lora.targets))
+    else:
+        restored = 0
+    quantised = shape.linear - restored + (shape.head if engine.quantised_head else 0)
     rest = shape.parameters - quantised
     return round(quantised * _bytes_quantised(training)) + rest * engine.compute
 
@@ -231,9 +242,13 @@ def _backward(
 ) -> Memory:
     """Temporary memory of a pass, when logits are there or when the last block is run back."""
     positions = tokens if engine.all_logits else supervised
+    if engine.logit_slice is not None:
+        positions = min(positions, max(16, engine.logit_slice // (FLOAT32 * shape.vocabulary)))
     each: float = engine.compute * (engine.compute < FLOAT32)
     each += engine.float32_logits * FLOAT32 / engine.logit_chunks
     logits = round(positions * shape.vocabulary * each)
+    if engine.logit_slice is not None and training.method == "full":
+        logits += 2 * shape.vocabulary * shape.hidden * FLOAT32  # the head's gradient, made early
     block = tokens * block_bytes(shape, training, engine, longest)
     # Gradients of one block's activations on their way back.
     back = tokens * engine.compute * (3 * shape.intermediate + 2 * shape.hidden)
@@ -264,8 +279,10 @@ def block_bytes(shape: Shape, training: Training, engine: Engine, longest: int) 
     norm = max(size, FLOAT32) if engine.float32_norms and not engine.compiled else size
     total = 2 * shape.hidden * norm
     total += (shape.query + shape.key_value) * 2 * size + shape.heads * FLOAT32
-    if not engine.fused_attention:
+    if engine.attention == "eager":
         total += shape.heads * longest * (FLOAT32 + size)
+    elif engine.attention == "documents":
+        total += shape.heads * min(longest, LONGEST_STORED) * size
     # Gate, its activation and up; or what goes into the activation alone.
     inner = (2 if engine.compiled else 3) if shape.gated else 1
     total += inner * shape.intermediate * size

@@ -7,9 +7,13 @@ from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.training import operations
+from finetune_assets.training.arguments import precision
+from finetune_assets.training.attention import PLAIN
 from finetune_assets.training.devices import gpu
+from finetune_assets.training.engine import pays_to_compile
 from finetune_assets.training.estimate import FLOAT32, Engine, Memory, memory
 from finetune_assets.training.hardware import Hardware, probe, resolve
+from finetune_assets.training.loss import LOGIT_BYTES
 from finetune_assets.training.operations import Speed
 from finetune_assets.training.schedule import Schedule, plan
 from finetune_assets.training.shape import Shape
@@ -82,7 +86,7 @@ def target(training: Training, where: str, device: str | None, devices: int | No
     """
     named = gpu(device, where) if device else None
     machine = named.machine() if named else probe()
-    recipe = 1 if training.devices.count == "auto" else training.devices.count
+    recipe = machine.devices if training.devices.count == "auto" else training.devices.count
     return Target(
         resolve(machine),
         round(machine.memory_gb * GIB),
@@ -109,7 +113,7 @@ def need(shape: Shape, training: Training, target: Target, counts: Counts) -> Ne
     share = min(1.0, DENSEST * counts.supervised / counts.tokens)
     auto = training.gradient_checkpointing == "auto"
     for checkpointing in (False, True) if auto else (bool(training.gradient_checkpointing),):
-        engine = _engine(training, target.hardware, schedule, checkpointing)
+        engine = _engine(shape, training, target, schedule, counts, checkpointing)
         needed = memory(
             shape,
             training,
@@ -125,17 +129,38 @@ def need(shape: Shape, training: Training, target: Target, counts: Counts) -> Ne
 
 
 def _engine(
-    training: Training, hardware: Hardware, schedule: Schedule, checkpointing: bool
+    shape: Shape,
+    training: Training,
+    target: Target,
+    schedule: Schedule,
+    counts: Counts,
+    checkpointing: bool,
 ) -> Engine:
-    """How this project's trainer computes on some hardware."""
-    cuda = hardware.device == "cuda"
+    """How this project's trainer computes on a target; the choices of `engine.build`."""
+    hardware, cuda = target.hardware, target.hardware.device == "cuda"
+    compute = FLOAT32 if precision(training, hardware) == "float32" else 2
+    divided = target.devices > 1 and training.devices.strategy in ("fsdp", "zero3")
+    adapted, documents = training.method == "lora" and not divided, shape.architecture in PLAIN
+    plain = not training.lora.dropout and not training.lora.dora and training.quantization != "int8"
+    tokens = epochs(schedule, target, counts) * counts.tokens
     return Engine(
-        compute=FLOAT32 if hardware.dtype == "float32" else 2,
+        compute=compute,
         optimizer=hardware.optimizer if training.optim == "auto" else training.optim,
         checkpointing=checkpointing,
-        offloads=bool(training.arguments.get("activation_offloading")),
+        compiled=not divided and pays_to_compile(training, hardware, round(tokens)),
+        attention="documents" if hardware.document_attention and documents else "fused",
+        cast_inputs=0 if compute == FLOAT32 or (plain and hardware.fused_lora) else compute,
+        dequantised=hardware.keep_dequantised and adapted,
+        logit_slice=None if divided else LOGIT_BYTES[hardware.device],
         accumulates=schedule.accumulation > 1,
+        offloads=bool(training.arguments.get("activation_offloading")),
         cuda=cuda,
         runtime=CUDA_RUNTIME if cuda else CPU_RUNTIME,
         slack=CUDA_SLACK if cuda else CPU_SLACK,
     )
+
+
+def epochs(schedule: Schedule, target: Target, counts: Counts) -> float:
+    """Passes over the training set, of which the last may be a part."""
+    contexts = schedule.micro_batch * schedule.accumulation * target.devices
+    return schedule.total_steps * contexts / counts.contexts

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.training.estimate import Memory, on_host, optimizer_bytes, trained
-from finetune_assets.training.need import Counts, Need, Target, need
+from finetune_assets.training.need import Counts, Need, Target, epochs, need
 from finetune_assets.training.operations import forward, training_pass
 from finetune_assets.training.remedies import Suggestion, suggestions
 from finetune_assets.training.schedule import Schedule
@@ -68,16 +68,11 @@ def preflight(shape: Shape, training: Training, target: Target, counts: Counts) 
         checkpointing=needed.engine.checkpointing,
         schedule=needed.schedule,
         counts=counts,
-        tokens=round(_epochs(needed.schedule, target, counts) * counts.tokens),
+        tokens=round(epochs(needed.schedule, target, counts) * counts.tokens),
         seconds=_seconds(shape, training, needed, target, counts),
         price_per_hour=training.price_per_hour,
         suggestions=() if fits else tuple(suggestions(shape, training, target, counts)),
     )
-
-
-def _epochs(schedule: Schedule, target: Target, counts: Counts) -> float:
-    contexts = schedule.micro_batch * schedule.accumulation * target.devices
-    return schedule.total_steps * contexts / counts.contexts
 
 
 def _seconds(
@@ -87,22 +82,22 @@ def _seconds(
     if target.speed is None:
         return None
     speed, schedule = target.speed, needed.schedule
-    epochs = _epochs(schedule, target, counts)
+    passes = epochs(schedule, target, counts)
     span = counts.tokens / counts.rows
     work = training_pass(
         shape,
         training,
         needed.engine,
-        tokens=epochs * counts.tokens,
-        supervised=epochs * counts.supervised,
+        tokens=passes * counts.tokens,
+        supervised=passes * counts.supervised,
         span=span,
     )
     seen = ceil(schedule.total_steps / schedule.eval_steps) * counts.validation_tokens
     share = counts.supervised / counts.tokens
     work += forward(shape, tokens=seen, supervised=seen * share, span=span)
     seconds = work / (speed.operations * target.devices)
-    if training.method == "lora" and training.quantization != "none":
-        passes = schedule.total_steps * schedule.accumulation
-        passes *= 3 if needed.engine.checkpointing else 2
-        seconds += passes * shape.linear / speed.dequantised
+    if training.quantization != "none" and not needed.engine.dequantised:
+        times = schedule.total_steps * schedule.accumulation
+        times *= 3 if needed.engine.checkpointing else 2
+        seconds += times * shape.linear / speed.dequantised
     return seconds

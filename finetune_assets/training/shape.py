@@ -184,13 +184,13 @@ def read(config: Config, where: str) -> Shape:
     )
 
 
-def read_folder(folder: Path) -> Shape:
-    """The shape of a model folder in the Hugging Face layout."""
-    return read(json.loads((folder / "config.json").read_text()), str(folder / "config.json"))
+def folder_config(folder: Path) -> Config:
+    """The configuration of a model folder in the Hugging Face layout."""
+    return json.loads((folder / "config.json").read_text())
 
 
-def read_gguf(file: Path) -> Shape:
-    """The shape that a GGUF file's header describes."""
+def gguf_config(file: Path) -> Config:
+    """What a GGUF file's header says of the shape, under the keys of a `config.json`."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
@@ -202,7 +202,7 @@ def read_gguf(file: Path) -> Shape:
         if field := fields.get(f"{family}.{theirs}"):
             config[ours] = field.contents()
     config.setdefault("vocab_size", len(fields["tokenizer.ggml.tokens"].data))
-    return read(config, str(file))
+    return config
 
 
 _DIMENSIONS = (

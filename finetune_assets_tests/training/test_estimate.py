@@ -151,7 +151,14 @@ def test_what_each_setting_costs_or_saves() -> None:
     known = total()
     assert total(engine=replace(engine, checkpointing=True)) < 0.6 * known
     assert total(engine=replace(engine, compiled=True)) < known
-    assert total(engine=replace(engine, fused_attention=False)) > known + 32 * 32 * 4096 * 1024 * 4
+    scores = 32 * 32 * 4096 * 1024
+    assert total(engine=replace(engine, attention="documents")) - known == 2 * scores
+    assert total(engine=replace(engine, attention="eager")) - known == 6 * scores
+    whole = replace(engine, checkpointing=True, all_logits=True)
+    assert total(engine=replace(whole, logit_slice=32 * 2**20)) < total(engine=whole)
+    assert total(engine=replace(engine, dequantised=True)) - known == pytest.approx(
+        6.48e9 * 1.484, rel=0.02
+    )
     assert total(engine=replace(engine, cast_inputs=2)) > known
     assert total(engine=replace(engine, accumulates=True)) > known
     assert total(engine=replace(engine, compute=4)) > known
