@@ -20,6 +20,7 @@ from finetune_assets.launch.job import Job
 from finetune_assets.launch.reporter import Reporter
 from finetune_assets.storage import artefacts
 from finetune_assets.storage.fingerprint import digest
+from finetune_assets.training import checkpoints
 
 
 def base_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
@@ -141,6 +142,8 @@ def main() -> None:
             with artefacts.writing(job.manifest) as out:
                 job.manifest.statistics = task(job, out, report)
                 job.manifest.statistics["peak_rss_gb"] = peak_rss_gb()
+            if task is adapters:
+                checkpoints.remove(job.manifest.fingerprint)
         except UserError as error:
             pipes.report_custom_message(
                 {"error": {"where": error.where, "cause": error.cause, "remedy": error.remedy}}

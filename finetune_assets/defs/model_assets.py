@@ -10,6 +10,7 @@ from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS, OWNER, Force, da
 from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
 from finetune_assets.errors import UserError
 from finetune_assets.storage.fingerprint import digest
+from finetune_assets.training import checkpoints
 
 TOKEN_KEYS = ("max_length", "long_rows", "packing", "loss_mask", "documents")
 """Keys of `training:` that `training_sets` reads; `adapters` reads the others."""
@@ -117,6 +118,8 @@ def adapters(context: dg.AssetExecutionContext, config: Force) -> dg.Materialize
             upstream=made_of,
             force=config.force,
         )
+        if reused:  # what a kill between publication and removal has left
+            checkpoints.remove(manifest.fingerprint)
     return metadata.result(manifest, reused, metadata.adapter(manifest, plan))
 
 

@@ -141,6 +141,15 @@ def test_a_second_run_reuses_everything(shared: Path) -> None:
     assert len(tracking.client().search_runs([tracking.experiment_id("tiny")])) == before
 
 
+def test_no_checkpoint_outlives_its_adapter(shared: Path) -> None:
+    root = shared / "storage" / "checkpoints"
+    assert list(root.iterdir()) == []
+    left = root / manifest("adapters").fingerprint / "checkpoint-1"
+    left.mkdir(parents=True)  # by a kill between publication and removal
+    assert made(run_again()) == set()
+    assert list(root.iterdir()) == []
+
+
 def test_a_comment_changes_nothing(shared: Path) -> None:
     recipe(shared, "sources:", "# a comment\nsources:")
     assert made(run_again()) == set()
