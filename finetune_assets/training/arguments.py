@@ -61,6 +61,8 @@ def arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": hardware.device == "cuda",
+        # What no gradient reaches is an error, see `guards.py`; to look for it costs every step.
+        "ddp_find_unused_parameters": False,
         "seed": training.seed,
         **passed,
     }

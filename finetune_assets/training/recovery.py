@@ -3,6 +3,7 @@
 import errno
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,10 +103,9 @@ def disk_full_readably(folder: Path) -> Iterator[None]:
 def stopping_on_term(trainer: Any) -> Iterator[None]:
     """On TERM, end before the next forward pass, with a checkpoint of the last whole step."""
 
-    def ask(*_: object) -> None:
-        trainer.asked_to_stop = True
-
-    before = signal.signal(signal.SIGTERM, ask)
+    asked = threading.Event()
+    trainer.asked_to_stop = asked.is_set
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         yield
     finally:

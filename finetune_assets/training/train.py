@@ -2,13 +2,15 @@
 
 import gc
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.tokenization.contexts import Contexts
-from finetune_assets.training import checkpoints, recovery
+from finetune_assets.training import checkpoints, ranks, recovery
 from finetune_assets.training.arguments import precision
 from finetune_assets.training.checkpoints import Attempt
 from finetune_assets.training.engine import Engine, build, require_isolation
@@ -17,7 +19,7 @@ from finetune_assets.training.report import Report
 from finetune_assets.training.samples import answering
 from finetune_assets.training.saving import INITIAL, save_adapter
 from finetune_assets.training.schedule import Schedule, plan
-from finetune_assets.training.trainer import Setup, make_trainer
+from finetune_assets.training.trainer import Copying, Setup, make_trainer
 from finetune_assets.training.watch import Memory, histories, watcher
 
 SPLITS = ("train", "validation")
@@ -42,6 +44,18 @@ class Request:
     """Recompute activations; None leaves it to the recipe and the hardware."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """One attempt at a request; where several processes share it, each gets the same."""
+
+    request: Request
+    hardware: Hardware
+    """As each process is to use it."""
+    schedule: Schedule
+    root: Path
+    """Folder of the checkpoints."""
+
+
 def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any]:
     """Train, resume where an earlier attempt was cut off, and return statistics.
 
@@ -50,53 +64,73 @@ def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any
             other, or memory or disk do not suffice.
         SystemExit: a TERM arrived; a checkpoint was written first.
     """
-    import torch
+    from finetune_assets.training.distributed import run
 
-    torch.set_num_threads(hardware.threads)
-    hardware = replace(hardware, dtype=precision(request.training, hardware))
-    contexts = {name: Contexts.open(request.training_set, name) for name in SPLITS}
+    training, processes = request.training, ranks.wanted(request.training, hardware)
+    hardware = replace(
+        hardware,
+        dtype=precision(training, hardware),
+        threads=max(1, hardware.threads // processes),
+    )
     root = checkpoints.folder(request.fingerprint)
     if count := checkpoints.fetch(request.fingerprint):
         report.log(f"{count} checkpoints of another machine are in the store and were fetched")
-    planned = plan(len(contexts["train"]), request.training, hardware, devices=_processes())
+    contexts = len(Contexts.open(request.training_set, "train"))
+    planned = plan(contexts, training, hardware, devices=processes)
     schedule = recovery.first_schedule(planned, root, report.log)
     with checkpoints.copying(root, request.fingerprint, report.log) as copier:
         while True:
             Attempt(schedule.micro_batch, recovery.out_of_memory_kills()).write(root)
+            task = Task(request, hardware, schedule, root)
             try:
-                with recovery.disk_full_readably(root):
-                    return _attempt(request, hardware, report, contexts, schedule, root, copier)
+                if processes > 1:
+                    return run(task, processes, report, copier)
+                return attempt(task, report, copier)
             except Exception as error:
                 if not recovery.ran_out_of_memory(error):
                     raise
                 schedule = recovery.halved(schedule)
-            gc.collect()
-            torch.cuda.empty_cache()
+            _free_memory()
             report.log(
                 f"out of memory: {schedule.micro_batch} x {schedule.accumulation} contexts a step "
                 "from now on, the same effective batch; going on from the last checkpoint"
             )
 
 
-def _processes() -> int:
-    """That share every step; 1 outside a launcher."""
-    import os
+def _free_memory() -> None:
+    import torch
 
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def attempt(
+    task: Task,
+    report: Report,
+    copier: Copying | None,
+    stopping: Callable[[Any], AbstractContextManager[None]] = recovery.stopping_on_term,
+) -> dict[str, Any]:
+    """Go on from the newest checkpoint to the end; one process, or one of several.
+
+    Args:
+        stopping: a block around training, in which a trainer learns that it is to stop.
+    """
+    with recovery.disk_full_readably(task.root):
+        return _attempt(task, report, copier, stopping)
 
 
 def _attempt(
-    request: Request,
-    hardware: Hardware,
+    task: Task,
     report: Report,
-    contexts: dict[str, Contexts],
-    schedule: Schedule,
-    root: Path,
-    copier: checkpoints.Copier | None,
+    copier: Copying | None,
+    stopping: Callable[[Any], AbstractContextManager[None]],
 ) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
 
+    request, hardware, schedule, root = task.request, task.hardware, task.schedule, task.root
+    torch.set_num_threads(hardware.threads)
+    contexts = {name: Contexts.open(request.training_set, name) for name in SPLITS}
     training, began = request.training, time.monotonic()
     tokenizer = AutoTokenizer.from_pretrained(request.base)
     resume = checkpoints.latest(root)
@@ -117,11 +151,11 @@ def _attempt(
         fused=engine.fused,
         copier=copier,
     )
-    watch = watcher(report, Memory(), _processes(), answering(engine.model, tokenizer, training))
+    watch = watcher(report, Memory(), ranks.count(), answering(engine.model, tokenizer, training))
     trainer = make_trainer(setup, [watch])
     watch.trainer = trainer
     started = time.monotonic()
-    with recovery.stopping_on_term(trainer):
+    with stopping(trainer):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.monotonic() - started
     _take_best(trainer, setup)
@@ -136,8 +170,8 @@ def _attempt(
         "resumed_from_step": checkpoints.step_of(resume) if resume else None,
         "seconds_training": round(seconds, 2),
         "seconds_loading": round(started - began, 2),
-        "tokens_trained": trainer.tokens_seen * _processes(),
-        "tokens_per_second": round(trainer.tokens_seen * _processes() / max(seconds, 1e-9), 1),
+        "tokens_trained": trainer.tokens_seen * ranks.count(),
+        "tokens_per_second": round(trainer.tokens_seen * ranks.count() / max(seconds, 1e-9), 1),
         "tokens_per_epoch": int(contexts["train"].lengths.sum()),
         "trainable_parameters": sum(
             p.numel() for p in engine.model.parameters() if p.requires_grad
@@ -145,7 +179,7 @@ def _attempt(
         "schedule": vars(schedule),
         "hardware": hardware.record(),
         "kernels": engine.kernels,
-        "processes": _processes(),
+        "processes": ranks.count(),
         **{k: v for k, v in Memory().read().items() if k.endswith("peak_gb")},
     }
 
@@ -156,7 +190,7 @@ def _engine(
     training = request.training
     wanted = training.gradient_checkpointing
     chosen = request.checkpointing if wanted == "auto" else wanted
-    of_a_step = schedule.micro_batch * schedule.accumulation * _processes()
+    of_a_step = schedule.micro_batch * schedule.accumulation * ranks.count()
     return build(
         request.base,
         training,
@@ -193,7 +227,7 @@ def _take_best(trainer: Any, setup: Setup) -> None:
 
 def _save(trainer: Any, request: Request, root: Path) -> None:
     weights = (
-        trainer.accelerator.get_state_dict(trainer.model_wrapped) if _processes() > 1 else None
+        trainer.accelerator.get_state_dict(trainer.model_wrapped) if ranks.count() > 1 else None
     )
     if trainer.is_world_process_zero():
         save_adapter(

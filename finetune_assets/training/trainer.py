@@ -2,21 +2,28 @@
 
 import math
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.tokenization.contexts import Contexts
-from finetune_assets.training import checkpoints
+from finetune_assets.training import checkpoints, order, ranks
 from finetune_assets.training.arguments import arguments
 from finetune_assets.training.guards import GradientGuard
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.loss import collate, model_of, nll_of, supervised_nll
 from finetune_assets.training.schedule import Schedule
+
+
+class Copying(Protocol):
+    """Takes finished checkpoints to the store."""
+
+    def put(self, name: str, removed: list[str]) -> None: ...
 
 
 @dataclass
@@ -35,25 +42,26 @@ class Setup:
     """Contexts are learned in their order, in every epoch."""
     fused: bool
     """Layers compute in the hardware's dtype without autocast."""
-    copier: checkpoints.Copier | None
+    copier: Copying | None
 
     @property
     def divided(self) -> bool:
-        """Weights are spread over devices, so that no layer may be read from outside."""
-        devices = self.training.devices
-        return devices.count != 1 and devices.strategy in ("fsdp", "zero3")
+        return ranks.divides(self.training)
 
 
 def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
-    """A Trainer; `asked_to_stop` may be set by a signal handler at any time."""
+    """A Trainer; `asked_to_stop` may be replaced by what knows of a signal."""
     import torch
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
     training, guard = setup.training, _guarding(setup)
+    several = ranks.count() > 1
+    dealt_at_once = setup.schedule.micro_batch * ranks.count() if several else 1
+    rounds = order.FullRounds(setup.contexts["train"], dealt_at_once)
 
     class OurTrainer(Trainer):
         loss_is_scaled_for_ga = True
-        asked_to_stop = False
+        asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
         control: Any
         unsound: Any
         """Whether a loss was not finite; a tensor, as reading one waits for the device."""
@@ -61,12 +69,19 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
         """Real tokens of this process since it began."""
 
         def _get_train_sampler(self, train_dataset=None):
-            if setup.in_order:
-                return torch.utils.data.SequentialSampler(setup.contexts["train"])
-            return super()._get_train_sampler(train_dataset)
+            return order.sampler(rounds, setup.in_order, self.args.data_seed)
+
+        def get_train_dataloader(self):
+            loader = super().get_train_dataloader()
+            dealt: Any = getattr(loader.batch_sampler, "batch_sampler", None)
+            if hasattr(getattr(dealt, "sampler", None), "set_epoch"):
+                # Where a resumed run skips batches, only this reaches the sampler.
+                loader.batch_sampler.set_epoch = dealt.sampler.set_epoch
+            return loader
 
         def training_step(self, model, inputs, num_items_in_batch=None):
-            if self.asked_to_stop:
+            # Processes stop together, before a step: see `all_asked_to_stop`.
+            if not several and self.asked_to_stop():
                 self.leave()
             self.tokens_seen += int(inputs["tokens"])
             with _offloaded(training):
@@ -97,6 +112,11 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
             if self.args.should_save:
                 _settle(self.state, setup)
 
+        def all_asked_to_stop(self) -> bool:
+            """Whether any process was asked, of which all learn at once."""
+            asked = torch.tensor(int(self.asked_to_stop()), device=self.accelerator.device)
+            return bool(self.accelerator.reduce(asked, "sum"))
+
         def leave(self) -> None:
             """Write a checkpoint of the last whole step and end the process."""
             if self.state.global_step and not self.newest_is_saved():
@@ -107,12 +127,15 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
             name = f"checkpoint-{self.state.global_step}"
             return (setup.root / name / checkpoints.COMPLETE).exists()
 
+    given = TrainingArguments(
+        **arguments(training, setup.hardware, setup.schedule, setup.root, fused=setup.fused)
+    )
+    # One process means one device, also on a machine with more.
+    given._n_gpu = min(given.n_gpu, 1)
     trainer = OurTrainer(
         model=setup.model,
-        args=TrainingArguments(
-            **arguments(training, setup.hardware, setup.schedule, setup.root, fused=setup.fused)
-        ),
-        train_dataset=setup.contexts["train"],
+        args=given,
+        train_dataset=rounds,
         eval_dataset=setup.contexts["validation"],
         data_collator=partial(collate, setup.model, pad_token_id=setup.pad_token_id),
         callbacks=[guard, *callbacks],
@@ -145,8 +168,11 @@ def _validation_loss(trainer: Any, setup: Setup) -> float:
     import torch
 
     accelerator, contexts = trainer.accelerator, setup.contexts["validation"]
-    order = sorted(range(len(contexts)), key=lambda i: -int(contexts.lengths[i]))
-    mine = [contexts[i] for i in order[accelerator.process_index :: accelerator.num_processes]]
+    places = sorted(range(len(contexts)), key=lambda i: -int(contexts.lengths[i]))
+    mine = [contexts[i] for i in places[accelerator.process_index :: accelerator.num_processes]]
+    if len(mine) < math.ceil(len(contexts) / accelerator.num_processes):
+        # Where weights are divided, a forward pass needs every process.
+        mine.append(order.without_loss(contexts[0]))
     total, count = nll_of(
         trainer.model_wrapped if setup.divided else model_of(trainer.model),
         mine,
@@ -155,7 +181,8 @@ def _validation_loss(trainer: Any, setup: Setup) -> float:
         autocast=trainer.compute_loss_context_manager,
         fused=not setup.divided,
     )
-    sums = accelerator.gather(torch.tensor([[total, count]], device=accelerator.device)).sum(0)
+    mine_only = torch.tensor([[total, count]], dtype=torch.float64, device=accelerator.device)
+    sums = accelerator.gather(mine_only).sum(0)
     return float(sums[0] / sums[1])
 
 
@@ -177,6 +204,10 @@ def _guarding(setup: Setup) -> Any:
 
     class Guard(TrainerCallback):
         trainer: Any = None
+
+        def on_step_begin(self, args, state, control, **_):
+            if ranks.count() > 1 and self.trainer.all_asked_to_stop():
+                self.trainer.leave()
 
         def on_pre_optimizer_step(self, args, state, control, **_):
             if bool(self.trainer.unsound):
