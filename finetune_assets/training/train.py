@@ -15,6 +15,7 @@ from finetune_assets.training.arguments import precision
 from finetune_assets.training.checkpoints import Attempt
 from finetune_assets.training.engine import Engine, build, require_isolation
 from finetune_assets.training.hardware import Hardware
+from finetune_assets.training.heap import giving_back
 from finetune_assets.training.report import Report
 from finetune_assets.training.samples import answering
 from finetune_assets.training.saving import INITIAL, save_adapter
@@ -152,7 +153,7 @@ def _attempt(
         copier=copier,
     )
     watch = watcher(report, Memory(), ranks.count(), answering(engine.model, tokenizer, training))
-    trainer = make_trainer(setup, [watch])
+    trainer = make_trainer(setup, [watch, giving_back()])
     watch.trainer = trainer
     started = time.monotonic()
     with stopping(trainer):
