@@ -7,8 +7,8 @@ are to stop.
 
 import json
 import os
+import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,17 +60,18 @@ def run(task: Task, processes: int, report: Report, copier: Copying | None) -> d
     """
     checkpoints.latest(task.root)  # removes what was cut short, before several look at once
     kills = recovery.out_of_memory_kills()
-    with tempfile.TemporaryDirectory(prefix="finetune-") as name:
-        folder = Path(name)
-        _write(task, processes, folder, copier is not None)
-        with _following(folder, report, copier), _stopping_together(folder):
-            ends = _launch(task, processes, folder)
-        if ends:
-            culprit = first(ends)
-            if recovery.out_of_memory_kills() > kills and culprit.code == -signal.SIGKILL:
-                raise MemoryError
-            raise failure(culprit, processes, _tail(folder, culprit.rank))
-        outcome = json.loads(outcome_of(folder, 0).read_text())
+    folder = task.root / "processes"  # and what they said stays there if they fail
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _write(task, processes, folder, copier is not None)
+    with _following(folder, report, copier), _stopping_together(folder):
+        ends = _launch(task, processes, folder)
+    if ends:
+        culprit = first(ends)
+        if recovery.out_of_memory_kills() > kills and culprit.code == -signal.SIGKILL:
+            raise MemoryError
+        raise failure(culprit, processes, _tail(folder, culprit.rank))
+    outcome = json.loads(outcome_of(folder, 0).read_text())
     if outcome.get("stopped"):
         raise SystemExit(128 + signal.SIGTERM)
     return outcome["statistics"]

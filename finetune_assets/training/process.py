@@ -69,11 +69,14 @@ def main() -> None:
         _say(folder, rank, {"stopped": True})
     except UserError as error:
         shown = {"where": error.where, "cause": error.cause, "remedy": error.remedy}
-        _fail(folder, rank, {"error": shown})
+        _say(folder, rank, {"error": shown})
+        _leave(1)
     except Exception as error:
         traceback.print_exc()
-        _fail(folder, rank, {"out_of_memory": recovery.ran_out_of_memory(error)})
+        _say(folder, rank, {"out_of_memory": recovery.ran_out_of_memory(error)})
+        _leave(1)
     _part()
+    _leave(0)
 
 
 def _end_with(parent: int) -> None:
@@ -121,11 +124,11 @@ def _say(folder: Path, rank: int, outcome: dict[str, Any]) -> None:
     scratch.replace(path)
 
 
-def _fail(folder: Path, rank: int, outcome: dict[str, Any]) -> NoReturn:
-    """Leave without waiting for the others, who may wait for this one."""
-    _say(folder, rank, outcome)
+def _leave(code: int) -> NoReturn:
+    """At once: what Python would still do may wait for a process that waits for this one."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 if __name__ == "__main__":
