@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.corpora.parquet import batches, row_groups
 from finetune_assets.tokenization.fit import fitted
 from finetune_assets.tokenization.render import IGNORED
-from finetune_assets.tokenization.rows import RowTokenizer, is_learned
+from finetune_assets.tokenization.rows import Row, RowTokenizer, is_learned
 
 COLUMNS = ["messages", "chosen", "tools", "text", "label", "source", "line"]
 
@@ -47,12 +45,12 @@ class BatchTokenizer:
     tokenizer: RowTokenizer
     training: Training
 
-    def __call__(self, frame: pl.DataFrame) -> Batch:
+    def __call__(self, given: list[Row]) -> Batch:
         """
         Raises:
             UserError: a row cannot be learned as it is; it is named.
         """
-        rows = [row for row in frame.iter_rows(named=True) if is_learned(row)]
+        rows = [row for row in given if is_learned(row)]
         found = fitted(rows, self.tokenizer(rows), self.training)
         labels = np.concatenate([np.empty(0, np.int32), *(d.labels for d in found.documents)])
         return Batch(
@@ -63,16 +61,20 @@ class BatchTokenizer:
             found.texts,
             found.truncated,
             found.dropped,
-            frame.height - len(rows),
+            len(given) - len(rows),
         )
 
 
-def frames(path: Path) -> Iterator[pl.DataFrame]:
+def batches(path: Path) -> Iterator[list[Row]]:
     """Rows of a split in batches, which do not depend on who asks for them."""
-    for group in range(row_groups(path)):
-        for whole in batches(path, 1 << 30, COLUMNS, group):
+    # Processes that only tokenise do without polars: its threads do not survive a fork.
+    from finetune_assets.corpora import parquet
+
+    for group in range(parquet.row_groups(path)):
+        for whole in parquet.batches(path, 1 << 30, COLUMNS, group):
             rows = BATCH_BYTES * whole.height // max(1, int(whole.estimated_size()))
-            yield from whole.iter_slices(min(BATCH_ROWS, max(1, rows)))
+            for frame in whole.iter_slices(min(BATCH_ROWS, max(1, rows))):
+                yield list(frame.iter_rows(named=True))
 
 
 def row_count(path: Path) -> int:

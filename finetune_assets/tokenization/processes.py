@@ -20,7 +20,7 @@ R = TypeVar("R")
 AHEAD = 3
 """Batches a process that are made before the first of them is taken; this bounds memory."""
 
-PRELOADED = ["finetune_assets.tokenization.fit", "transformers.utils.chat_template_utils"]
+PRELOADED = ["finetune_assets.tokenization.batch", "transformers.utils.chat_template_utils"]
 """Imported once and shared by all processes, which takes a second and 100 MB."""
 
 _work: Callable[[Any], Any]

@@ -150,10 +150,9 @@ class RowTokenizer:
         encoded = self.encoder([s.text for s in shown], [s.places for s in shown])
         for row, text, each in zip(rows, shown, encoded, strict=True):
             self._require_known(row, each.ids)
-            (begins, ends, answers), (clean, _, _) = (
-                np.split(values, [len(text.learned), 2 * len(text.learned)])
-                for values in (each.places, each.between)
-            )
+            count = len(text.learned)
+            begins, clean = each.places[:count], each.between[:count]
+            ends, answers = each.places[count : 2 * count], each.places[2 * count :]
             if self.strict:
                 self._require_teachable(row, each.ids, clean, answers)
             labels = np.full(len(each.ids), IGNORED, np.int32)

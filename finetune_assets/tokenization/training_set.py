@@ -13,7 +13,7 @@ import numpy as np
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
-from finetune_assets.tokenization.batch import Batch, BatchTokenizer, frames, row_count
+from finetune_assets.tokenization.batch import Batch, BatchTokenizer, batches, row_count
 from finetune_assets.tokenization.contexts import Writer, writing
 from finetune_assets.tokenization.pack import Packed, one_each, pack, pack_in_order
 from finetune_assets.tokenization.processes import cores, mapped
@@ -69,9 +69,9 @@ def build(
         report = Progress(name, total, progress)
         with (
             writing(out, name) as writer,
-            closing(mapped(work, frames(path), wanted, where)) as batches,
+            closing(mapped(work, batches(path), wanted, where)) as made,
         ):
-            for batch in batches:
+            for batch in made:
                 writer.append(batch.tokens, batch.learned, batch.lengths)
                 counts.add(batch)
                 report(counts.rows)

@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +299,14 @@ class TestProcesses:
         with pytest.raises(UserError, match="ended abruptly"):
             list(processes.mapped(_die, range(5), 2, "d.yaml"))
 
+    def test_what_is_forked_has_one_thread(self) -> None:
+        """Others would be gone in the fork, with whatever locks they held."""
+        script = f"import os\nfor name in {processes.PRELOADED}: __import__(name)\n"
+        script += "import sys; print('torch' in sys.modules, len(os.listdir('/proc/self/task')))"
+        single = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=single)
+        assert done.stdout.decode().split() == ["False", "1"]
+
     def test_progress_tells_speed_and_time_left(
         self, tiny_base: Path, tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -306,8 +318,29 @@ class TestProcesses:
         assert "rows/s" in said[0]
 
 
-def _die(_: int) -> None:
-    import os
-    import signal
+WORKER = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from finetune_assets.worker import training_sets
+base, rows, out = map(Path, sys.argv[1:])
+folders = {"base_models": base, "train_splits": rows, "validation_splits": rows}
+job = SimpleNamespace(folder=folders.get, where="d.yaml", config={"max_length": 40})
+training_sets(job, out, SimpleNamespace(log=print))
+assert sys.modules["torch"] is None
+"""
 
+
+def test_the_worker_imports_no_torch_and_writes_the_same(tiny_base: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.parquet", ["a", "bc"])
+    run(tiny_base, path, tmp_path / "here", max_length=40)
+    command = [sys.executable, "-c", WORKER, str(tiny_base), str(tmp_path), str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("tokens", "learned", "members"):
+        file = Path("train") / f"{name}.npy"
+        assert (tmp_path / "o" / file).read_bytes() == (tmp_path / "here" / file).read_bytes()
+
+
+def _die(_: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
