@@ -1,6 +1,7 @@
 """Every kind of adapter: it learns, and what is saved is what was trained, on the original base."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -211,6 +213,9 @@ def test_an_adapter_names_nothing_of_this_machine(
         "adapter_config.json",
         "adapter_model.safetensors",
     }
+    names = json.loads((out / "adapter_config.json").read_text())["target_modules"]
+    assert len(names) == 14
+    assert names == sorted(names), "PEFT keeps a set, which every process orders differently"
     for path in out.iterdir():
         assert str(tiny_base).encode() not in path.read_bytes()
         assert str(tmp_path).encode() not in path.read_bytes()
@@ -288,6 +293,19 @@ def test_loftq_begins_nearer_to_the_base_than_4_bits_alone(kind: str, tiny_base:
     plain = logits(load_base(tiny_base, float32(), recipe(KINDS["nf4"])))
     repaired = add_adapter(load_base(tiny_base, float32(), loftq), loftq, tiny_base)
     assert difference(logits(repaired), base) < 0.6 * difference(plain, base)
+
+
+@pytest.mark.parametrize("kind", ["pissa, rslora, dora", "loftq, rslora, dora"])
+def test_doras_magnitude_is_that_of_the_weight_that_training_begins_from(
+    kind: str, tiny_base: Path
+) -> None:
+    training = recipe(KINDS[kind])
+    model = add_adapter(load_base(tiny_base, float32(), training), training, tiny_base)
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        weight = dequantize_module_weight(layer.base_layer) + layer.get_delta_weight("default")
+    magnitude = layer.lora_magnitude_vector["default"].weight.detach()
+    torch.testing.assert_close(magnitude, weight.norm(dim=1), rtol=1e-5, atol=1e-6)
 
 
 def test_loftq_knows_layers_that_are_stored_transposed(tmp_path: Path) -> None:
