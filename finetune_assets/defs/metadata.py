@@ -91,15 +91,16 @@ def adapter(manifest: Manifest, plan: "Plan | None") -> Metadata:
         "trainable_parameters": s["trainable_parameters"],
         "tokens_per_second": s["tokens_per_second"],
         "curves": charts.training_curves(s),
-        "kernels": dg.MetadataValue.json(s["kernels"]),
-        "hardware": dg.MetadataValue.json(s["hardware"]),
-        "recipe": dg.MetadataValue.json(manifest.config),
     }
     if plan is not None:
         shown["estimate_and_actual"] = table(estimate_table(plan.record(), s))
     if s["samples"]:
         shown["answers_over_time"] = table(s["samples"])
-    return shown
+    return shown | {
+        "kernels": dg.MetadataValue.json(s["kernels"]),
+        "hardware": dg.MetadataValue.json(s["hardware"]),
+        "recipe": dg.MetadataValue.json(manifest.config),
+    }
 
 
 def merged(manifest: Manifest) -> Metadata:

@@ -227,7 +227,9 @@ def _record(manifest: Manifest) -> None:
         for key, value in manifest.statistics.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    tracking.log_metrics(manifest.mlflow_run_id, numbers | {"seconds": manifest.seconds})
+    # At the last step, where a series of the same name ends.
+    last = int(numbers.get("steps", 0))
+    tracking.log_metrics(manifest.mlflow_run_id, numbers | {"seconds": manifest.seconds}, last)
 
 
 @cache
