@@ -90,7 +90,8 @@ def disk_full_readably(folder: Path) -> Iterator[None]:
         written = "no space left" in said or "writer failed" in said or "unexpected pos" in said
         if not full and not written:
             raise
-        free = shutil.disk_usage(folder).free / 1e9
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free / 1e9
         raise UserError(
             str(folder),
             f"a checkpoint could not be written: the disk is full ({free:.2f} GB free); "
@@ -110,3 +111,5 @@ def stopping_on_term(trainer: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+    if asked.is_set():  # after the last forward pass
+        raise SystemExit(128 + signal.SIGTERM)

@@ -16,6 +16,7 @@ from finetune_assets.training.checkpoints import Attempt
 from finetune_assets.training.engine import Engine, build, require_isolation
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.heap import giving_back
+from finetune_assets.training.progress import Progress
 from finetune_assets.training.report import Report
 from finetune_assets.training.samples import answering
 from finetune_assets.training.saving import INITIAL, save_adapter
@@ -79,7 +80,10 @@ def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any
     contexts = len(Contexts.open(request.training_set, "train"))
     planned = plan(contexts, training, hardware, devices=processes)
     schedule = recovery.first_schedule(planned, root, report.log)
-    with checkpoints.copying(root, request.fingerprint, report.log) as copier:
+    with (
+        recovery.disk_full_readably(root),
+        checkpoints.copying(root, request.fingerprint, report.log) as copier,
+    ):
         while True:
             Attempt(schedule.micro_batch, recovery.out_of_memory_kills()).write(root)
             task = Task(request, hardware, schedule, root)
@@ -155,6 +159,8 @@ def _attempt(
     watch = watcher(report, Memory(), ranks.count(), answering(engine.model, tokenizer, training))
     trainer = make_trainer(setup, [watch, giving_back()])
     watch.trainer = trainer
+    if resume is not None:
+        trainer.progress = Progress.read(resume)
     started = time.monotonic()
     with stopping(trainer):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)

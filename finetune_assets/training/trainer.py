@@ -17,6 +17,7 @@ from finetune_assets.training.arguments import arguments
 from finetune_assets.training.guards import GradientGuard
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.loss import collate, model_of, nll_of, supervised_nll
+from finetune_assets.training.progress import Progress, continuing
 from finetune_assets.training.schedule import Schedule
 
 
@@ -54,7 +55,7 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
     import torch
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
-    training, guard = setup.training, _guarding(setup)
+    training, guard, continued = setup.training, _guarding(setup), continuing()
     several = ranks.count() > 1
     dealt_at_once = setup.schedule.micro_batch * ranks.count() if several else 1
     rounds = order.FullRounds(setup.contexts["train"], dealt_at_once)
@@ -63,8 +64,11 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
         loss_is_scaled_for_ga = True
         asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
         control: Any
+        progress = Progress()
+        """Where the run was cut off."""
         unsound: Any
-        """Whether a loss was not finite; a tensor, as reading one waits for the device."""
+        """Whether a loss or a gradient was not finite; a tensor, as reading one waits for the
+        device."""
         tokens_seen = 0
         """Real tokens of this process since it began."""
 
@@ -79,10 +83,25 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
                 loader.batch_sampler.set_epoch = dealt.sampler.set_epoch
             return loader
 
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            # Processes stop together, before a step: see `all_asked_to_stop`.
+        def _init_training_state(self, max_steps, *how):
+            begun = super()._init_training_state(max_steps, *how)
+            # How often to report and to save may have changed since.
+            self.state.compute_steps(self.args, max_steps)
+            return begun
+
+        def _run_epoch(self, **how):
+            # A run that is over, and was cut off before it was saved, would learn one step more.
+            if not self.control.should_training_stop:
+                super()._run_epoch(**how)
+
+        def compute_loss_context_manager(self):
+            # Before each forward pass, also those of a validation loss. Several processes stop
+            # together, before a step: see `all_asked_to_stop`.
             if not several and self.asked_to_stop():
                 self.leave()
+            return super().compute_loss_context_manager()
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
             self.tokens_seen += int(inputs["tokens"])
             with _offloaded(training):
                 return super().training_step(model, inputs, num_items_in_batch)
@@ -94,6 +113,13 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
             loss = nll / (num_items_in_batch or count) * share
             self.unsound = self.unsound | ~torch.isfinite(loss.detach())
             return loss
+
+        def _get_grad_norm(self, model, grad_norm=None):
+            norm = super()._get_grad_norm(model, grad_norm)
+            # The loss scaling of fp16 skips such a step by itself.
+            if norm is not None and not setup.divided and self.accelerator.scaler is None:
+                self.unsound = self.unsound | ~torch.isfinite(torch.as_tensor(norm))
+            return norm
 
         def evaluate(self, *_, **__) -> dict[str, float]:
             result = {"eval_loss": _validation_loss(self, setup)}
@@ -107,9 +133,13 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
             return result
 
         def _save_checkpoint(self, model, trial=None):
+            if self.newest_is_saved():  # what is complete is not written over
+                return
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            progress = Progress.of(self)
             if self.args.should_save:
+                progress.write(setup.root / f"checkpoint-{self.state.global_step}")
                 _settle(self.state, setup)
 
         def all_asked_to_stop(self) -> bool:
@@ -119,7 +149,8 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
 
         def leave(self) -> None:
             """Write a checkpoint of the last whole step and end the process."""
-            if self.state.global_step and not self.newest_is_saved():
+            if self.state.global_step:
+                continued.rewind()
                 self._save_checkpoint(self.model)
             raise SystemExit(128 + signal.SIGTERM)
 
@@ -138,9 +169,9 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
         train_dataset=rounds,
         eval_dataset=setup.contexts["validation"],
         data_collator=partial(collate, setup.model, pad_token_id=setup.pad_token_id),
-        callbacks=[guard, *callbacks],
+        callbacks=[guard, *callbacks, continued],
     )
-    guard.trainer = trainer
+    guard.trainer = continued.trainer = trainer
     # Tokens with loss are counted over a step's batches, so that each token weighs the same.
     trainer.model_accepts_loss_kwargs = True
     trainer.unsound = torch.zeros((), dtype=torch.bool, device=trainer.args.device)
@@ -213,7 +244,7 @@ def _guarding(setup: Setup) -> Any:
             if bool(self.trainer.unsound):
                 raise UserError(
                     f"step {state.global_step + 1}",
-                    "the loss is not finite",
+                    "the loss or its gradient is not finite",
                     "lower `training.learning_rate` or `training.max_grad_norm`; the weights of "
                     "the last complete checkpoint are kept",
                 )
