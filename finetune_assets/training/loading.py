@@ -13,6 +13,7 @@ from finetune_assets.errors import UserError
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.initial import FROM_BASE, begin
 from finetune_assets.training.layout import Layout
+from finetune_assets.training.ranks import divides
 
 
 def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
@@ -29,14 +30,22 @@ def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
         dtype="float32" if training.method == "full" else hardware.torch_dtype(),
         quantization_config=_quantization(training, hardware),
         attn_implementation=_attention(folder, hardware),
-        # Each process of a machine has a device of its own, which its launcher numbers.
-        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))}
-        if hardware.device == "cuda"
-        else None,
+        device_map=_device_map(training, hardware),
     )
     keep_quantised_layers_trainable(model)
     model.config.use_cache = False
     return model
+
+
+def _device_map(training: Training, hardware: Hardware) -> dict[str, int] | None:
+    """Each process has a GPU of its own, which its launcher numbers.
+
+    None where the weights are spread: whoever divides them also places them, and ZeRO-3 refuses a
+    map.
+    """
+    if hardware.device != "cuda" or divides(training):
+        return None
+    return {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
 def _attention(folder: Path, hardware: Hardware) -> str | None:

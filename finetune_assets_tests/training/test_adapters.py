@@ -26,7 +26,7 @@ from finetune_assets.errors import UserError
 from finetune_assets.merging.merge import TOLERANCE, merge, parity, stored_dtype
 from finetune_assets.training.guards import GradientGuard
 from finetune_assets.training.hardware import Hardware, this_machine
-from finetune_assets.training.loading import add_adapter, load_base
+from finetune_assets.training.loading import _device_map, add_adapter, load_base
 from finetune_assets.training.saving import INITIAL, save_adapter
 
 WHOLE = {"quantization": "none"}
@@ -318,6 +318,20 @@ def test_loftq_knows_layers_that_are_stored_transposed(tmp_path: Path) -> None:
     plain = logits(load_base(tmp_path, float32(), loftq))
     repaired = add_adapter(load_base(tmp_path, float32(), loftq), loftq, tmp_path)
     assert difference(logits(repaired), base) < 0.6 * difference(plain, base)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("ddp", {"": 1}), ("zero2", {"": 1}), ("zero3", None), ("fsdp", None)],
+)
+def test_each_process_loads_onto_its_own_gpu_unless_weights_are_spread(
+    strategy: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    training = Training(devices={"count": 2, "strategy": strategy})
+    assert _device_map(training, dataclasses.replace(float32(), device="cuda")) == expected
+    assert _device_map(training, float32()) is None
 
 
 def test_an_architecture_without_the_hardwares_attention_is_loaded_with_its_own(
