@@ -25,6 +25,8 @@ from finetune_assets.training.trainer import Copying
 
 TASK, EVENTS, TRAINING, STOP, LOGS = "task.json", "events.jsonl", "training", "stop", "logs"
 """Names in the folder; `training` and `stop` are there or not."""
+PROCESS = "finetune_assets.training.process"
+"""Module that each process runs."""
 POLL_SECONDS = 0.2
 TAIL_LINES = 12
 """Last lines of a process that are shown when it has failed."""
@@ -107,9 +109,7 @@ def _launch(task: Task, processes: int, folder: Path) -> list[End]:
         "tee": "3",
     }
     options = [text for key, value in given.items() for text in (f"--{key}", str(value))]
-    arguments = launch_command_parser().parse_args(
-        [*options, "--module", "finetune_assets.training.process", str(folder)]
-    )
+    arguments = launch_command_parser().parse_args([*options, "--module", PROCESS, str(folder)])
     # A TERM is for `_stopping_together`; the launcher would end the processes one by one.
     arguments.signals_to_handle = "SIGINT"
     before = signal.getsignal(signal.SIGINT)

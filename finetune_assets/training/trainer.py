@@ -72,6 +72,11 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
         tokens_seen = 0
         """Real tokens of this process since it began."""
 
+        def create_accelerator_and_postprocess(self):
+            if setup.divided and setup.hardware.device == "cpu":
+                _divide_on_cpus()
+            super().create_accelerator_and_postprocess()
+
         def _get_train_sampler(self, train_dataset=None):
             return order.sampler(rounds, setup.in_order, self.args.data_seed)
 
@@ -183,6 +188,13 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _divide_on_cpus() -> None:
+    """Let accelerate divide a model over CPU processes too: torch can, accelerate asks for GPUs."""
+    from accelerate import DistributedType, PartialState
+
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def _offloaded(training: Training) -> Any:
