@@ -83,7 +83,7 @@ def merged_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
 
     base, adapter = job.folder("base_models"), job.folder("adapters")
     statistics = merge(base, adapter, out)
-    report.log(f"merged {statistics['merged_layers']} layers; comparing logits with the adapter")
+    report.log(f"merged {statistics['merged_layers']} adapted layers; comparing logits")
     contexts = Contexts.open(job.folder("training_sets"), "validation")
     prompts = [c.input_ids[:256].tolist() for c in contexts[: job.config["parity_prompts"]]]
     statistics |= parity(base, adapter, out, prompts)

@@ -26,7 +26,7 @@ CODE_VERSIONS = {
     "base_models": "1",
     "training_sets": "4",
     "adapters": "2",
-    "merged_models": "1",
+    "merged_models": "2",
     "evaluation_reports": "1",
     "registered_models": "1",
 }
@@ -37,7 +37,7 @@ LIBRARIES = {
     "base_models": ("transformers", "gguf"),
     "training_sets": ("transformers", "tokenizers"),
     "adapters": ("torch", "transformers", "peft", "trl", "bitsandbytes"),
-    "merged_models": ("torch", "peft"),
+    "merged_models": ("torch", "transformers", "peft"),
     "evaluation_reports": ("torch", "transformers"),
 }
 """Libraries whose release can change a task's result."""

@@ -39,7 +39,8 @@ def build(
         checkpointing: recompute activations in the backward pass.
     """
     model = load_base(base, hardware, training)
-    documents = hardware.document_attention and use_document_attention(model)
+    if hardware.document_attention:
+        use_document_attention(model)
     model = add_adapter(model, training, base, initial)
     divided = training.devices.count != 1 and training.devices.strategy in ("fsdp", "zero3")
     restored = fused = 0
@@ -56,7 +57,7 @@ def build(
         for layer in layers(model):
             layer.compile(dynamic=True)
     kernels = {
-        "attention": "documents" if documents else hardware.attention,
+        "attention": model.config._attn_implementation,
         "fused_lora_layers": fused,
         "dequantised_layers": restored,
         "gradient_checkpointing": checkpointing,
