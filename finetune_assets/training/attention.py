@@ -10,6 +10,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from finetune_assets.training.lora import compute_dtype
+
 IMPLEMENTATION = "documents"
 """Name under which transformers finds it."""
 
@@ -79,7 +81,10 @@ def _forward(
     """transformers' attention interface; tensors of shape (1, heads, tokens, width)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     offsets = attention_mask.flatten().tolist()
-    return _documents()(query, key, value, scale, offsets, sliding_window), None
+    # Inside autocast, float32 positions make float32 of queries and keys, and not of values.
+    dtype = compute_dtype(value)
+    parts = (part.to(dtype) for part in (query, key, value))
+    return _documents()(*parts, scale, offsets, sliding_window), None
 
 
 @lru_cache(maxsize=256)

@@ -11,9 +11,9 @@ from finetune_assets_tests.tokenization.test_training_set import write
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """20 contexts of two rows each, with 4 for validation."""
+    """20 different contexts of two rows each, with 4 for validation."""
     folder = tmp_path_factory.mktemp("data")
-    answers = [f"the answer is {i % 7}" for i in range(40)]
+    answers = [f"the answer is {i % 7} {i:02}" for i in range(40)]
     splits = {
         "train": write(folder / "train.parquet", answers),
         "validation": write(folder / "validation.parquet", answers[:8]),
