@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.catalog.training import Training
+from finetune_assets.errors import UserError
 from finetune_assets.tokenization.contexts import Contexts
 from finetune_assets.training import checkpoints, ranks, recovery
 from finetune_assets.training.arguments import precision
@@ -227,8 +228,15 @@ def _take_best(trainer: Any, setup: Setup) -> None:
     state = trainer.state
     best = state.best_global_step
     if setup.training.load_best_model_at_end and best and best != state.global_step:
+        found = setup.root / f"checkpoint-{best}"
+        if not (found / checkpoints.COMPLETE).exists():
+            raise UserError(
+                str(found),
+                "the best checkpoint is gone",
+                f"remove {setup.root} and run again: training begins with its first step",
+            )
         # The path in the state is that of the machine on which the run began.
-        state.best_model_checkpoint = str(setup.root / f"checkpoint-{best}")
+        state.best_model_checkpoint = str(found)
         trainer._load_best_model()
 
 
