@@ -1,11 +1,13 @@
-"""What `accelerate launch` is told for several devices: its own configuration, nothing of ours."""
+"""What `accelerate launch` is told for several devices, and what a recipe must leave to it."""
 
 from pathlib import Path
 from typing import Any
 
 from finetune_assets.catalog.training import Training
+from finetune_assets.errors import UserError
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.initial import FROM_BASE
+from finetune_assets.training.schedule import Schedule
 
 KINDS = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 """accelerate's names; `MULTI_GPU` with `use_cpu` is also how it starts several CPU processes."""
@@ -32,9 +34,10 @@ def accelerate_config(
         "debug": False,
     }
     if training.devices.strategy == "ddp":
-        return config | {"mixed_precision": "no"}  # which the trainer decides
+        return config | {"mixed_precision": "no"}  # the trainer decides
     if training.devices.strategy == "fsdp":
         return config | {"mixed_precision": "no", "fsdp_config": _fsdp(training)}
+    # accelerate refuses a precision beside a file that has one.
     return config | {
         "deepspeed_config": {
             "deepspeed_config_file": str(deepspeed),
@@ -51,11 +54,95 @@ def _fsdp(training: Training) -> dict[str, Any]:
         # By decoder layer: one is whole at a time, and is divided again after its forward pass.
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "fsdp_reshard_after_forward": True,
-        # One process reads the base and sends it to the others, unless each needs all of it first.
+        # The first process sends the weights to the others, unless each has changed its own.
         "fsdp_cpu_ram_efficient_loading": whole,
         # Each process writes its part, and another number of processes can read them.
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
         "fsdp_offload_params": False,
-        # The trainer does it.
-        "fsdp_activation_checkpointing": False,
+        "fsdp_activation_checkpointing": False,  # the trainer does it
     }
+
+
+def deepspeed_config(
+    training: Training, hardware: Hardware, schedule: Schedule, processes: int
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration; every value is given, as weights are divided while loading."""
+    micro, passes = schedule.micro_batch, schedule.accumulation
+    offloaded = training.optim.startswith("paged_")
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": passes,
+        "train_batch_size": micro * passes * processes,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": hardware.dtype == "bfloat16"},
+        "fp16": {"enabled": hardware.dtype == "float16"},
+        "zero_optimization": {
+            "stage": 3 if training.devices.strategy == "zero3" else 2,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            **({"offload_optimizer": {"device": "cpu", "pin_memory": True}} if offloaded else {}),
+            **(_STAGE_3 if training.devices.strategy == "zero3" else {}),
+        },
+        # transformers makes the optimizer, also where its state lies in the host's memory.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+_STAGE_3 = {
+    "stage3_gather_16bit_weights_on_model_save": True,
+    "stage3_max_live_parameters": 10**9,
+    "stage3_max_reuse_distance": 10**9,
+}
+"""Weights are put together to be saved; the numbers are DeepSpeed's defaults, in elements."""
+
+
+def fitted(training: Training) -> Training:
+    """The recipe with the optimizer that its strategy can divide.
+
+    `auto` is torch's AdamW: its state is divided, so that it needs neither 8 bits nor the host's
+    memory. A paged AdamW keeps its state in the host's memory by DeepSpeed's own means.
+
+    Raises:
+        UserError: the strategy cannot do what the recipe says, or DeepSpeed is not installed.
+    """
+    strategy, optim = training.devices.strategy, training.optim
+    if strategy == "ddp":
+        return training
+    if training.quantization == "int8" and strategy != "zero2":
+        raise UserError(
+            "training.quantization",
+            f"`{strategy}` divides weights in floating point, or 4-bit ones stored in it, not int8",
+            "write `quantization: nf4`, or `devices.strategy: ddp`",
+        )
+    if strategy == "fsdp" and ("8bit" in optim or "paged" in optim or "lion" in optim):
+        raise UserError(
+            "training.optim",
+            f"`{optim}` is of bitsandbytes, which knows no divided weights",
+            "write `optim: auto`: FSDP divides its state among the devices",
+        )
+    if strategy != "fsdp":
+        _require_deepspeed(strategy)
+        if optim.startswith("paged_lion"):
+            raise UserError(
+                "training.optim",
+                f"DeepSpeed moves AdamW's state to the host's memory, not that of `{optim}`",
+                "write `optim: paged_adamw_32bit`, or `lion_32bit`",
+            )
+    own = "adamw_torch_fused" if strategy == "fsdp" else "adamw_torch"
+    replaced = optim == "auto" or optim.startswith("paged_")
+    return training.model_copy(update={"optim": own}) if replaced else training
+
+
+def _require_deepspeed(strategy: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            "training.devices.strategy",
+            f"`{strategy}` needs DeepSpeed, which is not installed",
+            "run `pip install deepspeed`, or write `strategy: fsdp`",
+        )

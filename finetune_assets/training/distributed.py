@@ -12,19 +12,20 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune_assets.errors import UserError
 from finetune_assets.training import checkpoints, recovery
-from finetune_assets.training.accelerate_config import accelerate_config
+from finetune_assets.training.accelerate_config import accelerate_config, deepspeed_config, fitted
 from finetune_assets.training.report import Report
 from finetune_assets.training.train import Task
 from finetune_assets.training.trainer import Copying
 
-TASK, EVENTS, TRAINING, STOP, LOGS = "task.json", "events.jsonl", "training", "stop", "logs"
+TASK, EVENTS, LOGS, TRAINING, STOP = "task.json", "events.jsonl", "logs", "training", "stop"
 """Names in the folder; `training` and `stop` are there or not."""
+CONFIG, DEEPSPEED = "accelerate.json", "deepspeed.json"
 PROCESS = "finetune_assets.training.process"
 """Module that each process runs."""
 POLL_SECONDS = 0.2
@@ -74,7 +75,7 @@ def run(task: Task, processes: int, report: Report, copier: Copying | None) -> d
             raise MemoryError
         raise failure(culprit, processes, _tail(folder, culprit.rank))
     outcome = json.loads(outcome_of(folder, 0).read_text())
-    if outcome.get("stopped"):
+    if outcome.get("stopped") or (folder / STOP).exists():
         raise SystemExit(128 + signal.SIGTERM)
     return outcome["statistics"]
 
@@ -88,12 +89,16 @@ def _write(task: Task, processes: int, folder: Path, copies: bool) -> None:
     """What the processes are told."""
     from pydantic import TypeAdapter
 
-    told = TypeAdapter(Task).dump_python(task, mode="json")
+    training, hardware = task.request.training, task.hardware
+    request = replace(task.request, training=fitted(training))
+    told = TypeAdapter(Task).dump_python(replace(task, request=request), mode="json")
     told = {"task": told, "parent": os.getpid(), "copies": copies}
     (folder / TASK).write_text(json.dumps(told))
     (folder / EVENTS).touch()
-    config = accelerate_config(task.request.training, task.hardware, processes)
-    (folder / "accelerate.json").write_text(json.dumps(config))
+    deepspeed = deepspeed_config(training, hardware, task.schedule, processes)
+    (folder / DEEPSPEED).write_text(json.dumps(deepspeed))
+    config = accelerate_config(training, hardware, processes, folder / DEEPSPEED)
+    (folder / CONFIG).write_text(json.dumps(config))
 
 
 def _launch(task: Task, processes: int, folder: Path) -> list[End]:
@@ -102,7 +107,7 @@ def _launch(task: Task, processes: int, folder: Path) -> list[End]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     given = {
-        "config_file": folder / "accelerate.json",
+        "config_file": folder / CONFIG,
         "num_cpu_threads_per_process": task.hardware.threads,
         "log_dir": folder / LOGS,
         "role": "process ",

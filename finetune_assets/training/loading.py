@@ -68,6 +68,8 @@ def _quantization(training: Training, hardware: Hardware) -> Any:
         bnb_4bit_quant_type=training.quantization,
         bnb_4bit_use_double_quant=training.double_quantization,
         bnb_4bit_compute_dtype=hardware.torch_dtype(),
+        # Only floating point can be divided; the bits are what they are.
+        bnb_4bit_quant_storage=hardware.torch_dtype() if divides(training) else None,
     )
 
 

@@ -1,6 +1,9 @@
 """How many processes share a run, and what one of them knows of the others."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
@@ -31,6 +34,52 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def index() -> int:
+    """Which of them this one is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def divides(training: Training) -> bool:
     """Weights are spread over the processes, so that no layer may be read from outside."""
     return count() > 1 and training.devices.strategy in ("fsdp", "zero3")
+
+
+def gathered(model: Any, training: Training) -> dict[str, Any] | None:
+    """Trained weights by name, whole, in float32; every process must ask, the first one is told.
+
+    None where the model of each process has them.
+    """
+    if count() == 1 or training.devices.strategy == "ddp":
+        return None
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = {}
+    for name, parameter in trained.items():
+        if training.devices.strategy == "fsdp":
+            whole = parameter.full_tensor()
+        else:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            whole = safe_get_full_fp32_param(parameter)
+        if index() == 0:
+            weights[name] = whole.detach().cpu()
+    return weights
+
+
+@contextmanager
+def same_logits(model: Any, training: Training) -> Iterator[None]:
+    """Let all processes go on from the first one's logits, so that they generate alike.
+
+    Where weights are divided, one that stopped earlier would keep the others waiting for ever.
+    """
+    if not divides(training):
+        yield
+        return
+    import torch
+
+    hook = model.register_forward_hook(
+        lambda _, __, output: torch.distributed.broadcast(output.logits, 0)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()

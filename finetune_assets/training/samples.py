@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from finetune_assets.catalog.training import Training
+from finetune_assets.training import ranks
 from finetune_assets.training.attention import use_document_attention, uses_document_attention
 
 Row = dict[str, Any]
@@ -21,7 +22,7 @@ def answering(model: Any, tokenizer: Any, training: Training) -> Callable[[int],
     stops = stop_token_ids(tokenizer, "training.sample_prompts")
 
     def answer(step: int) -> list[Row]:
-        with _as_in_use(model):
+        with _as_in_use(model), ranks.same_logits(model, training):
             answers = generate(
                 model,
                 tokenizer,

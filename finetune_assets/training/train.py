@@ -142,7 +142,7 @@ def _attempt(
     resume = checkpoints.latest(root)
     torch.manual_seed(training.seed)
     engine = _engine(request, hardware, contexts["train"], schedule, root)
-    if training.packing:
+    if training.packing and not ranks.divides(training):
         require_isolation(engine.model, contexts["train"], hardware.dtype)
     report.log(_beginning(resume, schedule, hardware, engine))
     setup = Setup(
@@ -157,7 +157,10 @@ def _attempt(
         fused=engine.fused,
         copier=copier,
     )
-    watch = watcher(report, Memory(), ranks.count(), answering(engine.model, tokenizer, training))
+    # Divided weights answer where every process asks.
+    asks = ranks.index() == 0 or ranks.divides(training)
+    answer = answering(engine.model, tokenizer, training) if asks else None
+    watch = watcher(report, Memory(), ranks.count(), answer)
     trainer = make_trainer(setup, [watch, giving_back()])
     watch.trainer = trainer
     if resume is not None:
@@ -241,9 +244,7 @@ def _take_best(trainer: Any, setup: Setup) -> None:
 
 
 def _save(trainer: Any, request: Request, root: Path) -> None:
-    weights = (
-        trainer.accelerator.get_state_dict(trainer.model_wrapped) if ranks.count() > 1 else None
-    )
+    weights = ranks.gathered(trainer.model, request.training)
     if trainer.is_world_process_zero():
         save_adapter(
             trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False),

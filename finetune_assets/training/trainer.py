@@ -14,6 +14,7 @@ from finetune_assets.errors import UserError
 from finetune_assets.tokenization.contexts import Contexts
 from finetune_assets.training import checkpoints, order, ranks
 from finetune_assets.training.arguments import arguments
+from finetune_assets.training.engine import require_isolation
 from finetune_assets.training.guards import GradientGuard
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.loss import collate, model_of, nll_of, supervised_nll
@@ -100,9 +101,13 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
                 super()._run_epoch(**how)
 
         def compute_loss_context_manager(self):
-            # Before each forward pass, also those of a validation loss. Several processes stop
-            # together, before a step: see `all_asked_to_stop`.
-            if not several and self.asked_to_stop():
+            # Before each forward pass, also those of a validation loss; several processes, which
+            # must agree, stop in training before a step.
+            if several:
+                asked = not self.model.training and self.all_asked_to_stop()
+            else:
+                asked = self.asked_to_stop()
+            if asked:
                 self.leave()
             return super().compute_loss_context_manager()
 
@@ -146,6 +151,7 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
             if self.args.should_save:
                 progress.write(setup.root / f"checkpoint-{self.state.global_step}")
                 _settle(self.state, setup)
+            self.accelerator.wait_for_everyone()  # all see the same checkpoints
 
         def all_asked_to_stop(self) -> bool:
             """Whether any process was asked, of which all learn at once."""
@@ -177,6 +183,8 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
         callbacks=[guard, *callbacks, continued],
     )
     guard.trainer = continued.trainer = trainer
+    if plugin := getattr(trainer.accelerator.state, "fsdp_plugin", None):
+        plugin.mixed_precision_policy = _casts(training, setup.hardware)
     # Tokens with loss are counted over a step's batches, so that each token weighs the same.
     trainer.model_accepts_loss_kwargs = True
     trainer.unsound = torch.zeros((), dtype=torch.bool, device=trainer.args.device)
@@ -195,6 +203,16 @@ def _divide_on_cpus() -> None:
     from accelerate import DistributedType, PartialState
 
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def _casts(training: Training, hardware: Hardware) -> Any:
+    """Of weights that FSDP puts together; an adapter stays float32, and autocast computes."""
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if training.method == "lora" or hardware.dtype == "float32":
+        return None
+    return MixedPrecisionPolicy(hardware.torch_dtype(), reduce_dtype=torch.float32)
 
 
 def _offloaded(training: Training) -> Any:
@@ -247,6 +265,11 @@ def _guarding(setup: Setup) -> Any:
 
     class Guard(TrainerCallback):
         trainer: Any = None
+
+        def on_train_begin(self, args, state, control, **_):
+            if setup.divided and setup.training.packing:  # which no process can see alone
+                model = model_of(self.trainer.model_wrapped)
+                require_isolation(model, setup.contexts["train"], setup.hardware.dtype)
 
         def on_step_begin(self, args, state, control, **_):
             if ranks.count() > 1 and self.trainer.all_asked_to_stop():

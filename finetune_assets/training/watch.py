@@ -65,7 +65,7 @@ def watcher(report: Report, memory: "Memory", processes: int, answer: Any | None
             report.log(line(shown))
 
         def on_evaluate(self, args, state, control, **_):
-            if answer is not None and state.is_world_process_zero:
+            if answer is not None:
                 rows = answer(state.global_step)
                 state.log_history.append({"step": state.global_step, "samples": rows})
                 for row in rows:
