@@ -77,7 +77,7 @@ def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any
     )
     root = checkpoints.folder(request.fingerprint)
     if count := checkpoints.fetch(request.fingerprint):
-        report.log(f"{count} checkpoints of another machine are in the store and were fetched")
+        report.log(f"checkpoints fetched from {checkpoints.remote(request.fingerprint)}: {count}")
     contexts = len(Contexts.open(request.training_set, "train"))
     planned = plan(contexts, training, hardware, devices=processes)
     schedule = recovery.first_schedule(planned, root, report.log)
