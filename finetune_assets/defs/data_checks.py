@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -14,6 +15,7 @@ from finetune_assets.defs.metadata import table
 from finetune_assets.storage.artefacts import Manifest
 from finetune_assets.training import shape
 from finetune_assets.training.need import Counts, target
+from finetune_assets.training.operations import measured
 from finetune_assets.training.preflight import Plan, preflight
 from finetune_assets.training.tables import memory_rows, suggestion_rows
 
@@ -166,7 +168,10 @@ def preflight_of(entry: Entry, base: Manifest, training_set: Manifest) -> Plan |
     if not shape.known(config):
         return None
     on = target(training, settings.DEVICE_VARIABLE, settings.device(), None)
-    return preflight(shape.read(config, uri), training, on, Counts.of(training_set.statistics))
+    base_shape = shape.read(config, uri)
+    if on.speed is None:
+        on = replace(on, speed=measured(on.hardware, base_shape))
+    return preflight(base_shape, training, on, Counts.of(training_set.statistics))
 
 
 def fits_the_machine(plan: Plan | None, limit: Limit) -> dg.AssetCheckResult:
