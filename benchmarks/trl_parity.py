@@ -115,7 +115,8 @@ def ours(
     from finetune_assets.tokenization.render import IGNORED
     from finetune_assets.tokenization.rows import RowTokenizer
     from finetune_assets.training.hardware import this_machine
-    from finetune_assets.training.train import train
+    from finetune_assets.training.report import Quiet
+    from finetune_assets.training.train import Request, train
 
     tokenize = RowTokenizer.of(load_tokenizer(base), str(base))
     tokens = tokenize([{"messages": m} for m in conversations])
@@ -127,16 +128,9 @@ def ours(
             writer.finish(*one_each(writer.lengths))
     recipe = dict(given, train_batch_size=given["per_device_train_batch_size"])
     (out / "our_adapter").mkdir()
-    train(
-        base,
-        out / "set",
-        out / "our_adapter",
-        fingerprint=f"parity-{out.name}",
-        training=Training(**recipe, lora=lora, evals_per_epoch=0.5),
-        hardware=this_machine(),
-        progress=print,
-        metrics=lambda values, step: None,
-    )
+    training = Training(**recipe, lora=lora, evals_per_epoch=0.5)
+    request = Request(base, out / "set", out / "our_adapter", f"parity-{out.name}", training)
+    train(request, this_machine(), Quiet())
     return out / "our_adapter"
 
 

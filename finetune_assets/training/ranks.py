@@ -44,12 +44,17 @@ def divides(training: Training) -> bool:
     return count() > 1 and training.devices.strategy in ("fsdp", "zero3")
 
 
+def keeps_gradients(training: Training) -> bool:
+    """Gradients lie whole at the weights that they are of."""
+    return count() == 1 or training.devices.strategy == "ddp"
+
+
 def gathered(model: Any, training: Training) -> dict[str, Any] | None:
     """Trained weights by name, whole, in float32; every process must ask, the first one is told.
 
     None where the model of each process has them.
     """
-    if count() == 1 or training.devices.strategy == "ddp":
+    if keeps_gradients(training):
         return None
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     weights = {}

@@ -261,7 +261,7 @@ def _guarding(setup: Setup) -> Any:
     """Stop before a step that would spoil the weights, and judge the last step too."""
     from transformers import TrainerCallback
 
-    guard = None if setup.divided else GradientGuard(setup.model)
+    guard = GradientGuard(setup.model) if ranks.keeps_gradients(setup.training) else None
 
     class Guard(TrainerCallback):
         trainer: Any = None

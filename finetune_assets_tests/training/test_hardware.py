@@ -80,5 +80,6 @@ def test_the_recipe_s_own_choices_win() -> None:
 def test_long_runs_are_compiled(tokens: int, pays: bool) -> None:
     from finetune_assets.training.engine import pays_to_compile
 
-    assert pays_to_compile(Training(), resolve(SERVER), tokens) is pays
-    assert pays_to_compile(Training(torch_compile=not pays), resolve(SERVER), tokens) is not pays
+    assert pays_to_compile(Training(), resolve(H100), tokens) is pays
+    assert pays_to_compile(Training(torch_compile=not pays), resolve(H100), tokens) is not pays
+    assert not pays_to_compile(Training(), resolve(SERVER), tokens)
