@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def measure(command: Command, out: Path, score: Callable[[Path], float]) -> Meas
     return Measured(
         seconds=seconds,
         tokens=command.tokens(text),
-        step_seconds=statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)),
+        step_seconds=statistics.median(b - a for a, b in pairwise(ends)),
         steps=len(ends),
         busy=busy,
         disturbed=max(0.0, of_all - busy) / seconds / (os.cpu_count() or 1),
@@ -345,7 +346,7 @@ def main() -> None:
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir(parents=True)
                 try:
-                    make = PEERS[name] if name in PEERS else None
+                    make = PEERS.get(name)
                     command = (
                         make(work, RECIPE, setting, out)
                         if make

@@ -72,7 +72,7 @@ def test_run_needs_a_name_that_exists(project: Path) -> None:
         (
             "base: ",
             "base: {model: template, chat_template: bad.jinja} #",
-            ["chat template", "that needs to be closed is 'for'", "mend the template"],
+            ["chat template", "that needs to be closed is 'for'", "declare a template"],
         ),
         ("training:", "trainig:", ["tiny.yaml:5", "unknown key", "did you mean 'training'"]),
     ],
