@@ -66,8 +66,12 @@ def test_a_million_rows_open_at_once(tmp_path: Path) -> None:
     assert (len(contexts), contexts.lengths.sum()) == (100_000, 20 * count)
 
 
-def test_files_that_do_not_belong_together_are_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["tokens", "learned", "documents", "supervised", "members", "contexts"]
+)
+def test_files_that_do_not_belong_together_are_an_error(tmp_path: Path, name: str) -> None:
     write(tmp_path)
-    np.save(tmp_path / "train" / "tokens.npy", np.arange(6, dtype=np.int32))
+    file = tmp_path / "train" / f"{name}.npy"
+    np.save(file, np.load(file)[:-1])
     with pytest.raises(UserError, match="do not belong together"):
         Contexts.open(tmp_path, "train")

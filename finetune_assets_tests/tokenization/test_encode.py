@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,14 @@ class TestPlaces:
         text = "e\u0301e\u0301 <|im_end|>"
         [each] = Encoder.of(tokenizer, "d")([text], [[5, len(text)]])
         assert each.ids[each.places[0] :].tolist() == [2]
+
+    def test_text_that_is_normalised_to_the_same_size_is_measured_by_offsets(self) -> None:
+        """Three accents lose a byte each, and one letter gains three."""
+        tokenizer = made(GPT2, normalizer={"type": "NFC"})
+        accents, letter = "e\u0301" * 3, "\u0958"
+        assert len(unicodedata.normalize("NFC", accents + letter).encode()) == 12
+        [each] = Encoder.of(tokenizer, "d")([f"{accents}<|im_end|>{letter}"], [[len(accents)]])
+        assert each.ids[each.places[0]] == 2
 
     def test_a_tokenizer_of_another_kind_is_measured_by_offsets(self, tmp_path: Path) -> None:
         tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "▁foo": 1, "▁Bar": 2}, "[UNK]"))
