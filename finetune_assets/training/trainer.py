@@ -169,8 +169,10 @@ def make_trainer(setup: Setup, callbacks: list[Any]) -> Any:
             name = f"checkpoint-{self.state.global_step}"
             return (setup.root / name / checkpoints.COMPLETE).exists()
 
+    # DeepSpeed computes in the dtype that it is told, whoever could do so by itself.
+    fused = setup.fused and ranks.keeps_gradients(training)
     given = TrainingArguments(
-        **arguments(training, setup.hardware, setup.schedule, setup.root, fused=setup.fused)
+        **arguments(training, setup.hardware, setup.schedule, setup.root, fused=fused)
     )
     # One process means one device, also on a machine with more.
     given._n_gpu = min(given.n_gpu, 1)
