@@ -2,13 +2,19 @@
 
 Stock kernels on a CPU either mask a whole row, and so compute what packing forbids, or run one
 document at a time through a blocked kernel whose backward pass reaches a tenth of what matrix
-products do. Here each document is three plain products, with the query heads that share a key head
-stacked into one. A mixture of documents costs the sum of their squares, not the square of the sum.
+products do. Here each document is a few plain products, with the query heads that share a key head
+stacked into one. A mixture of documents costs the sum of their squares, not the square of the sum;
+blocks of queries leave out most keys that lie ahead of them.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 from finetune_assets.training.lora import compute_dtype
 
@@ -18,6 +24,10 @@ IMPLEMENTATION = "documents"
 LONGEST_STORED = 1024
 """Tokens of a document whose probabilities are kept for the backward pass; they grow with the
 square, so longer ones go through torch's blocked kernel, which computes them again."""
+
+BLOCK = 256
+"""Queries of a document that are computed together, at most: each block takes the keys up to its
+end. Smaller blocks leave out more keys, and their products are less efficient."""
 
 
 def use_document_attention(model: Any) -> bool:
@@ -87,17 +97,57 @@ def _forward(
     return _documents()(*parts, scale, offsets, sliding_window), None
 
 
-@lru_cache(maxsize=256)
-def _causal(length: int, groups: int, window: int | None, dtype: Any) -> Any:
-    """What is added to the scores of a document, (groups * length, length)."""
+@lru_cache(maxsize=8)
+def _hidden(before: int, rows: int, window: int | None, dtype: Any) -> Any:
+    """What is added to scores: (rows, before + rows), for queries that have `before` keys ahead.
+
+    Zero where a query sees a key, minus infinity elsewhere.
+    """
     import torch
 
-    ones = torch.ones(length, length, dtype=torch.bool)
-    hidden = ones.triu(1)
-    if window is not None and window < length:
-        hidden |= ones.tril(-window)
-    bias = torch.zeros(length, length, dtype=dtype).masked_fill_(hidden, float("-inf"))
-    return bias.repeat(groups, 1)
+    ones = torch.ones(rows, before + rows, dtype=torch.bool)
+    hidden = ones.triu(1 + before)
+    if window is not None:
+        hidden |= ones.tril(before - window)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries of a document, and the keys that they may see: places from its beginning."""
+
+    first: int
+    start: int
+    end: int
+    """Queries are [start, end), keys [first, end)."""
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.start, self.end)
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.first, self.end)
+
+
+def _blocks(length: int, window: int | None) -> list[Block]:
+    """Of nearly the same size."""
+    count = -(-length // BLOCK)
+    edges = [length * i // count for i in range(count + 1)]
+    reach = length if window is None else window - 1
+    return [Block(max(0, start - reach), start, end) for start, end in pairwise(edges)]
+
+
+def _hide(scores: Any, block: Block, window: int | None) -> None:
+    """Put minus infinity where a query must not look; scores (key heads, groups, queries, keys)."""
+    rows = block.end - block.start
+    if window is None:
+        # Keys before the block are seen by all of it.
+        scores[..., -rows:] += _hidden(0, BLOCK, None, scores.dtype)[:rows, :rows]
+    else:
+        unseen = window - 1 - (block.start - block.first)
+        mask = _hidden(window - 1, BLOCK, window, scores.dtype)
+        scores += mask[:rows, unseen : unseen + scores.shape[-1]]
 
 
 @lru_cache(maxsize=1)
@@ -110,18 +160,17 @@ def _documents() -> Any:
         def forward(ctx, q, k, v, scale, offsets, window):
             heads, tokens = q.shape[1:3]
             out = q.new_empty(tokens, heads, v.shape[-1])
-            kept: list[tuple[Any, ...]] = []
+            kept: list[Any] = []
             for start, end in pairwise(offsets):
                 part = (slice(None), slice(start, end))
                 if _is_short(end - start, window):
-                    probabilities, answer = _short(q[0], k[0], v[0], part, scale, window)
-                    kept.append((probabilities,))
+                    answer = out[start:end].transpose(0, 1)
+                    kept += _short(q[0][part], k[0][part], v[0][part], scale, window, answer)
                 else:
                     answer, log_sum = _long(q, k, v, start, end, scale)
-                    kept.append((answer, log_sum))
-                    answer = answer[0]
-                out[start:end].copy_(answer.transpose(0, 1))
-            ctx.save_for_backward(q, k, v, *(t for group in kept for t in group))
+                    kept += (answer, log_sum)
+                    out[start:end].copy_(answer[0].transpose(0, 1))
+            ctx.save_for_backward(q, k, v, *kept)
             ctx.given = scale, offsets, window
             return out[None]
 
@@ -136,14 +185,16 @@ def _documents() -> Any:
             for start, end in pairwise(offsets):
                 part = (slice(None), slice(start, end))
                 g = grad[0, start:end].transpose(0, 1)
+                into = (dq[0][part], dk[0][part], dv[0][part])
                 if _is_short(end - start, window):
-                    made = _short_backward(g, q[0], k[0], v[0], next(remaining), part, scale)
-                else:
-                    made = _long_backward(
-                        g, q, k, v, next(remaining), next(remaining), start, end, scale
-                    )
-                for target, gradient in zip((dq, dk, dv), made, strict=True):
-                    target[0][part].copy_(gradient)
+                    q_k_v = (q[0][part], k[0][part], v[0][part])
+                    _short_backward(g, *q_k_v, remaining, scale, window, into)
+                    continue
+                made = _long_backward(
+                    g, q, k, v, next(remaining), next(remaining), start, end, scale
+                )
+                for target, gradient in zip(into, made, strict=True):
+                    target.copy_(gradient)
             return dq, dk, dv, None, None, None
 
     return torch.compiler.disable(Documents.apply)
@@ -153,39 +204,74 @@ def _is_short(length: int, window: int | None) -> bool:
     return length <= LONGEST_STORED or (window is not None and window < length)
 
 
-def _stacked(x: Any, part: Any, shared: int) -> Any:
-    """Query heads that share a key head under one another: (key heads, groups * length, width)."""
-    piece = x[part]
-    return piece.reshape(shared, -1, piece.shape[-1])
+def _stacked(x: Any, rows: slice, shared: int) -> Any:
+    """Query heads that share a key head under one another: (key heads, groups * rows, width)."""
+    return x[:, rows].reshape(shared, -1, x.shape[-1])
 
 
-def _short(q: Any, k: Any, v: Any, part: Any, scale: float, window: int | None) -> tuple[Any, Any]:
-    """Probabilities (key heads, groups * length, length) and answer (heads, length, width)."""
+def _short(
+    q: Any, k: Any, v: Any, scale: float, window: int | None, out: Any
+) -> "list[torch.Tensor]":
+    """Write the answers of a document into `out`; returns the probabilities of each block.
+
+    Args:
+        q: (heads, length, width), as `out`; `k` and `v` have fewer heads.
+    """
     import torch
 
     shared, groups = k.shape[0], q.shape[0] // k.shape[0]
-    keys, values = k[part], v[part]
-    bias = _causal(keys.shape[1], groups, window, q.dtype)
-    scores = torch.baddbmm(bias, _stacked(q, part, shared), keys.transpose(1, 2), alpha=scale)
-    probabilities = torch.softmax(scores, -1)
-    answer = torch.bmm(probabilities, values)
-    return probabilities, answer.view(q.shape[0], keys.shape[1], -1)
+    kept = []
+    for block in _blocks(q.shape[1], window):
+        rows, keys = block.end - block.start, k[:, block.keys]
+        queries = _stacked(q, block.queries, shared)
+        none = queries.new_empty(())
+        scores = torch.baddbmm(none, queries, keys.transpose(1, 2), beta=0, alpha=scale)
+        _hide(scores.view(shared, groups, rows, -1), block, window)
+        probabilities = torch.softmax(scores, -1)
+        answer = torch.bmm(probabilities, v[:, block.keys])
+        out[:, block.queries].copy_(answer.view(q.shape[0], rows, -1))
+        kept.append(probabilities)
+    return kept
 
 
 def _short_backward(
-    grad: Any, q: Any, k: Any, v: Any, probabilities: Any, part: Any, scale: float
-) -> tuple[Any, Any, Any]:
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    kept: "Iterator[torch.Tensor]",
+    scale: float,
+    window: int | None,
+    into: tuple[Any, Any, Any],
+) -> None:
+    """Write gradients of one document's queries, keys and values into `into`.
+
+    Args:
+        kept: from which the probabilities of its blocks are taken.
+    """
     import torch
 
-    shared = k.shape[0]
-    queries, keys, values = _stacked(q, part, shared), k[part], v[part]
-    g = grad.reshape(shared, -1, grad.shape[-1])
-    dv = torch.bmm(probabilities.transpose(1, 2), g)
-    dp = torch.bmm(g, values.transpose(1, 2))
-    ds = torch.ops.aten._softmax_backward_data(dp, probabilities, -1, dp.dtype)
-    dq = torch.bmm(ds, keys).mul_(scale)
-    dk = torch.bmm(ds.transpose(1, 2), queries).mul_(scale)
-    return dq.view(q.shape[0], keys.shape[1], -1), dk, dv
+    shared, length = k.shape[:2]
+    blocks = _blocks(length, window)
+    probabilities = list(islice(kept, len(blocks)))
+    dq, dk, dv = into
+    sums: list[Any] = []
+    for block in reversed(blocks):
+        p, keys = probabilities.pop(), k[:, block.keys]
+        g, queries = (_stacked(t, block.queries, shared) for t in (grad, q))
+        dp = torch.bmm(g, v[:, block.keys].transpose(1, 2))
+        ds = torch.ops.aten._softmax_backward_data(dp, p, -1, dp.dtype)
+        of_queries = torch.bmm(ds, keys).view(q.shape[0], -1, q.shape[-1])
+        torch.mul(of_queries, scale, out=dq[:, block.queries])
+        parts = [torch.bmm(ds.transpose(1, 2), queries), torch.bmm(p.transpose(1, 2), g)]
+        if not sums and block.first == 0:  # the last block, unless a window hides its first keys
+            sums = parts
+            continue
+        sums = sums or [torch.zeros_like(k), torch.zeros_like(v)]
+        for total, part in zip(sums, parts, strict=True):
+            total[:, block.keys] += part
+    torch.mul(sums[0], scale, out=dk)
+    dv.copy_(sums[1])
 
 
 def _long(q: Any, k: Any, v: Any, start: int, end: int, scale: float) -> tuple[Any, Any]:

@@ -51,11 +51,14 @@ def assert_same(ours: Any, stock: Any) -> None:
         torch.testing.assert_close(ours[1][name], gradient, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("longest", [1024, 20], ids=["stored", "blocked"])
+@pytest.mark.parametrize(
+    ("longest", "block"), [(1024, 256), (1024, 7), (20, 256)], ids=["whole", "blocks", "torch's"]
+)
 def test_documents_attend_as_each_would_alone(
-    tiny_base: Path, longest: int, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path, longest: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "LONGEST_STORED", longest)
+    monkeypatch.setattr(attention, "BLOCK", block)
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     made = contexts(GROUPS)
     stock = gradients(model, collate_rows(made, pad_token_id=2), fused=False)
@@ -63,9 +66,13 @@ def test_documents_attend_as_each_would_alone(
     assert_same(gradients(model, collate(model, made, pad_token_id=2)), stock)
 
 
-def test_a_sliding_window_hides_what_lies_before_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [256, 7])
+def test_a_sliding_window_hides_what_lies_before_it(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
+    monkeypatch.setattr(attention, "BLOCK", block)
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=300,
