@@ -100,14 +100,14 @@ _STAGE_3 = {
 """Weights are put together to be saved; the numbers are DeepSpeed's defaults, in elements."""
 
 
-def fitted(training: Training) -> Training:
+def fitted(training: Training, hardware: Hardware) -> Training:
     """The recipe with the optimizer that its strategy can divide.
 
     `auto` is torch's AdamW: its state is divided, so that it needs neither 8 bits nor the host's
     memory. A paged AdamW keeps its state in the host's memory by DeepSpeed's own means.
 
     Raises:
-        UserError: the strategy cannot do what the recipe says, or DeepSpeed is not installed.
+        UserError: the strategy cannot do what the recipe says, or needs what is not there.
     """
     strategy, optim = training.devices.strategy, training.optim
     if strategy == "ddp":
@@ -125,7 +125,7 @@ def fitted(training: Training) -> Training:
             "write `optim: auto`: FSDP divides its state among the devices",
         )
     if strategy != "fsdp":
-        _require_deepspeed(strategy)
+        _require_deepspeed(strategy, hardware)
         if optim.startswith("paged_lion"):
             raise UserError(
                 "training.optim",
@@ -137,9 +137,15 @@ def fitted(training: Training) -> Training:
     return training.model_copy(update={"optim": own}) if replaced else training
 
 
-def _require_deepspeed(strategy: str) -> None:
+def _require_deepspeed(strategy: str, hardware: Hardware) -> None:
     from importlib.util import find_spec
 
+    if hardware.device == "cpu":
+        raise UserError(
+            "training.devices.strategy",
+            f"`{strategy}` needs GPUs: accelerate starts DeepSpeed on no CPU",
+            "write `strategy: fsdp`, or `ddp`",
+        )
     if find_spec("deepspeed") is None:
         raise UserError(
             "training.devices.strategy",

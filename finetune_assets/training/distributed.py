@@ -90,7 +90,7 @@ def _write(task: Task, processes: int, folder: Path, copies: bool) -> None:
     from pydantic import TypeAdapter
 
     training, hardware = task.request.training, task.hardware
-    request = replace(task.request, training=fitted(training))
+    request = replace(task.request, training=fitted(training, hardware))
     told = TypeAdapter(Task).dump_python(replace(task, request=request), mode="json")
     told = {"task": told, "parent": os.getpid(), "copies": copies}
     (folder / TASK).write_text(json.dumps(told))

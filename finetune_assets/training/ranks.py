@@ -44,6 +44,18 @@ def divides(training: Training) -> bool:
     return count() > 1 and training.devices.strategy in ("fsdp", "zero3")
 
 
+@contextmanager
+def first_one_first(needed: bool) -> Iterator[None]:
+    """Where needed, the other processes begin the block when the first one has ended it."""
+    if needed and count() > 1:
+        from accelerate import PartialState
+
+        with PartialState().main_process_first():
+            yield
+    else:
+        yield
+
+
 def keeps_gradients(training: Training) -> bool:
     """Gradients lie whole at the weights that they are of."""
     return count() == 1 or training.devices.strategy == "ddp"

@@ -17,6 +17,7 @@ from finetune_assets.training.checkpoints import Attempt
 from finetune_assets.training.engine import Engine, build, require_isolation
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.heap import giving_back
+from finetune_assets.training.initial import FROM_BASE
 from finetune_assets.training.progress import Progress
 from finetune_assets.training.report import Report
 from finetune_assets.training.samples import answering
@@ -141,7 +142,8 @@ def _attempt(
     tokenizer = AutoTokenizer.from_pretrained(request.base)
     resume = checkpoints.latest(root)
     torch.manual_seed(training.seed)
-    engine = _engine(request, hardware, contexts["train"], schedule, root)
+    with ranks.first_one_first(training.lora.init in FROM_BASE):  # its first matrices are kept
+        engine = _engine(request, hardware, contexts["train"], schedule, root)
     if training.packing and not ranks.divides(training):
         require_isolation(engine.model, contexts["train"], hardware.dtype)
     report.log(_beginning(resume, schedule, hardware, engine))
@@ -218,7 +220,8 @@ def _pad(tokenizer: Any) -> int:
 
 
 def _beginning(resume: Path | None, schedule: Schedule, hardware: Hardware, engine: Engine) -> str:
-    how = f"{schedule.micro_batch} x {schedule.accumulation} contexts a step"
+    how = f"{schedule.micro_batch} x {schedule.accumulation}"
+    how += f" x {ranks.count()} contexts a step" if ranks.count() > 1 else " contexts a step"
     if resume is not None:
         step = checkpoints.step_of(resume)
         return f"resuming from step {step} of {schedule.total_steps}, {how}"
