@@ -10,9 +10,10 @@ import dagster as dg
 
 from finetune_assets import settings
 from finetune_assets.defs.partitions import datasets
+from finetune_assets.storage import processes
 
 PROCESS_TAG = "finetune/process"
-"""`host:pid` of a run that no daemon watches, so that the next one can tell that it is gone."""
+"""Process of a run that no daemon watches, so that the next one can tell that it is gone."""
 
 
 def execute(name: str, run_id: str, force: bool, backfill: str | None = None) -> bool:
@@ -23,7 +24,7 @@ def execute(name: str, run_id: str, force: bool, backfill: str | None = None) ->
         instance.add_dynamic_partitions(str(datasets.name), [name])
         job = defs.resolve_job_def("finetune")
         ops = [node.name for node in job.nodes]
-        tags = {PROCESS_TAG: process_name()}
+        tags = {PROCESS_TAG: processes.here()}
         if backfill:
             tags["dagster/backfill"] = backfill
         result = job.execute_in_process(
@@ -39,21 +40,10 @@ def execute(name: str, run_id: str, force: bool, backfill: str | None = None) ->
 
 def close_abandoned(instance: dg.DagsterInstance) -> None:
     """Fail the runs that a killed command line of this host left unfinished."""
-    from pathlib import Path
-
     open_states = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     for run in instance.get_runs(dg.RunsFilter(statuses=open_states)):
-        host, _, pid = run.tags.get(PROCESS_TAG, "").partition(":")
-        if host == process_name().partition(":")[0] and not Path(f"/proc/{pid}").exists():
+        if processes.is_gone_from_here(run.tags.get(PROCESS_TAG, "")):
             instance.report_run_failed(run, "The process of this run was killed.")
-
-
-def process_name() -> str:
-    """`host:pid` of this process."""
-    import os
-    import socket
-
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from dagster_pipes import open_dagster_pipes
 
 from finetune_assets.errors import UserError
-from finetune_assets.launch.job import Job
+from finetune_assets.launch.job import PARENT, Job
 from finetune_assets.launch.reporter import Reporter
 from finetune_assets.storage import artefacts
 from finetune_assets.storage.fingerprint import digest
@@ -169,6 +169,8 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+            sys.exit("the run worker is gone")  # before this process could ask
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ from finetune_assets.storage import artefacts
 from finetune_assets.storage.artefacts import Manifest
 
 
+PARENT = "FINETUNE_PARENT"
+"""Variable with the number of the process that a worker is to end with."""
+
+
 class Job(BaseModel):
     model_config = ConfigDict(extra="forbid")
     manifest: Manifest

@@ -14,6 +14,7 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from finetune_assets.errors import UserError
+from finetune_assets.launch.job import PARENT
 from finetune_assets.launch.reporter import OBSERVATION
 
 GRACE_SECONDS = 60.0
@@ -62,6 +63,7 @@ class ProcessGroupClient:
                     **os.environ,
                     **(environment or {}),
                     **session.get_bootstrap_env_vars(),
+                    PARENT: str(os.getpid()),
                 },
                 stderr=subprocess.PIPE,
                 text=True,

@@ -21,6 +21,8 @@ class Reporter:
     def __init__(self, pipes: PipesContext, mlflow_run_id: str | None) -> None:
         self._pipes, self._mlflow_run_id = pipes, mlflow_run_id
         self._waiting: list[tuple[int, int, dict[str, float]]] = []
+        self._logged: dict[str, set[int]] = {}
+        """Steps that MLflow has of each metric: an attempt after a kill repeats some."""
         self._lock = threading.Lock()
 
     def log(self, message: str) -> None:
@@ -69,6 +71,7 @@ class Reporter:
         from finetune_assets.registry import tracking
 
         tracking.client().log_dict(run_id, config, "recipe.json")
+        self._logged = tracking.logged_steps(run_id)
         with tracking.system_metrics(run_id):
             while not ended.wait(FLUSH_SECONDS):
                 self._flush()
@@ -79,5 +82,13 @@ class Reporter:
 
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        if waiting and self._mlflow_run_id:
-            tracking.log_series(self._mlflow_run_id, waiting)
+        points = [(at, step, self._new(values, step)) for at, step, values in waiting]
+        if points and self._mlflow_run_id:
+            tracking.log_series(self._mlflow_run_id, points)
+
+    def _new(self, values: dict[str, float], step: int) -> dict[str, float]:
+        known = {name: self._logged.setdefault(name, set()) for name in values}
+        new = {name: value for name, value in values.items() if step not in known[name]}
+        for name in new:
+            known[name].add(step)
+        return new

@@ -1,7 +1,6 @@
-"""MLflow runs: one per (Dagster root run, asset, dataset), with the status it really had."""
+"""MLflow runs: one per artefact that is made, also by several attempts, with its true status."""
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +8,19 @@ from functools import cache
 from typing import Any, Literal
 
 from finetune_assets import settings
+from finetune_assets.storage import processes
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 ROOT_RUN = "dagster.root_run_id"
 ASSET = "dagster.asset"
 PARTITION = "dagster.partition"
+RUN = "dagster.run_id"
+"""Of the newest attempt."""
+RUNS = "dagster.run_ids"
+"""Of every attempt, oldest first, separated by commas."""
+FINGERPRINT = "finetune.fingerprint"
 PROCESS = "finetune.process"
-"""host:pid of the run worker, by which a run that a kill left open is recognised."""
+"""The run worker, by which a run that a kill left open is recognised."""
 
 
 @cache
@@ -41,34 +46,54 @@ def experiment_id(dataset: str) -> str:
 
 
 def start_run(dataset: str, asset: str, root_run_id: str, tags: dict[str, str]) -> str:
-    """Open the run of this (root run, asset, dataset), or open it again on a retry."""
-    from mlflow.entities import RunStatus
+    """Open a run for an artefact that is to be made, or open again that of an earlier attempt.
 
+    An attempt is told by its Dagster root run, as on a retry, or by the same asset and fingerprint
+    if its run has not finished: whoever runs again after a kill goes on with the same work.
+    """
     experiment = experiment_id(dataset)
     close_abandoned(experiment)
     tags = {
         ROOT_RUN: root_run_id,
         ASSET: asset,
         PARTITION: dataset,
-        PROCESS: f"{socket.gethostname()}:{os.getpid()}",
+        PROCESS: processes.here(),
         **tags,
     }
-    query = f"tags.`{ROOT_RUN}` = '{root_run_id}' and tags.`{ASSET}` = '{asset}'"
-    found = client().search_runs([experiment], query, max_results=1)
-    if not found:
+    found = _attempt_before(experiment, tags)
+    if found is None:
+        tags[RUNS] = tags.get(RUN, "")
         return client().create_run(experiment, run_name=asset, tags=tags).info.run_id
-    run_id = found[0].info.run_id
-    client().update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-    for key, value in tags.items():
-        client().set_tag(run_id, key, value)
-    return run_id
+    attempts = [*found.data.tags.get(RUNS, "").split(","), tags.get(RUN, "")]
+    tags[RUNS] = ",".join(dict.fromkeys(filter(None, attempts)))
+    # Its old end stays until the new one takes its place, as MLflow's own `start_run` leaves it.
+    client().update_run(found.info.run_id, status="RUNNING")
+    set_tags(found.info.run_id, tags)
+    return found.info.run_id
+
+
+def _attempt_before(experiment: str, tags: dict[str, str]) -> Any | None:
+    """The MLflow run that goes on; None for what is made for the first time."""
+    of_asset = f"tags.`{ASSET}` = '{tags[ASSET]}'"
+    query = f"{of_asset} and tags.`{ROOT_RUN}` = '{tags[ROOT_RUN]}'"
+    if found := client().search_runs([experiment], query, max_results=1):
+        return found[0]
+    query = f"{of_asset} and tags.`{FINGERPRINT}` = '{tags.get(FINGERPRINT, '')}'"
+    query += " and attributes.status != 'FINISHED'"
+    found = client().search_runs([experiment], query, order_by=["attributes.start_time DESC"])
+    # One that runs here still is another's. Of another machine nobody knows: it may be lost.
+    return next((run for run in found if not _runs_here(run)), None)
+
+
+def _runs_here(run: Any) -> bool:
+    host = run.data.tags.get(PROCESS, "").partition(":")[0]
+    return run.info.status == "RUNNING" and host == processes.here().partition(":")[0]
 
 
 def close_abandoned(experiment: str) -> None:
     """End as FAILED the runs that a killed process of this host left RUNNING."""
     for run in client().search_runs([experiment], "attributes.status = 'RUNNING'"):
-        host, _, pid = run.data.tags.get(PROCESS, "").partition(":")
-        if host == socket.gethostname() and not os.path.exists(f"/proc/{pid}"):
+        if processes.is_gone_from_here(run.data.tags.get(PROCESS, "")):
             client().set_terminated(run.info.run_id, "FAILED")
 
 
@@ -100,6 +125,12 @@ def log_series(run_id: str, points: list[tuple[int, int, dict[str, float]]]) -> 
     metrics = [Metric(k, v, at, step) for at, step, values in points for k, v in values.items()]
     for start in range(0, len(metrics), MOST_METRICS):
         client().log_batch(run_id, metrics[start : start + MOST_METRICS])
+
+
+def logged_steps(run_id: str) -> dict[str, set[int]]:
+    """Steps that a run has of each metric, but for those of the system."""
+    names = [n for n in client().get_run(run_id).data.metrics if not n.startswith("system/")]
+    return {n: {m.step for m in client().get_metric_history(run_id, n)} for n in names}
 
 
 MOST_METRICS = 1000

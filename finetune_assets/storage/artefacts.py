@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from finetune_assets import settings
 from finetune_assets.errors import UserError
 from finetune_assets.storage.fingerprint import file_digest
+from finetune_assets.storage.processes import is_gone, this_process
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -143,7 +143,7 @@ def writing(manifest: Manifest) -> Iterator[Path]:
     The manifest's `files`, `created_at` and `seconds` are filled in. When the block raises, the
     scratch folder is removed and nothing is published.
     """
-    scratch = settings.local_state_folder() / "scratch" / f"{manifest.fingerprint}.{os.getpid()}"
+    scratch = settings.local_state_folder() / "scratch" / f"{manifest.fingerprint}.{this_process()}"
     started = time.time()
     try:
         _remove_abandoned(scratch.parent, manifest.fingerprint)
@@ -196,8 +196,8 @@ def _rename(source: Path, target: Path) -> None:
 def _remove_abandoned(parent: Path, fingerprint: str) -> None:
     """Remove scratch folders of this fingerprint whose writer is no longer alive."""
     for path in parent.glob(f"{fingerprint}.*") if parent.exists() else ():
-        pid = path.name.removeprefix(f"{fingerprint}.").split(".")[0]
-        if not Path(f"/proc/{pid}").exists() or pid == str(os.getpid()):
+        writer = path.name.removeprefix(f"{fingerprint}.").split(".")[0]
+        if is_gone(writer) or writer == this_process():
             shutil.rmtree(path, ignore_errors=True)
 
 

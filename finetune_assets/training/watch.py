@@ -36,9 +36,12 @@ def watcher(report: Report, memory: "Memory", processes: int, answer: Any | None
             self.said, self.pause = self.started, FIRST_PAUSE
             self.evaluating = 0.0
             self.last: dict[str, float] = {}
+            for entry in state.log_history:  # of a run that goes on: a kill may have lost them
+                if values := named(entry):
+                    report.metrics(values, int(entry["step"]))
 
         def on_log(self, args, state, control, logs=None, **_):
-            values = {NAMES[k]: float(v) for k, v in (logs or {}).items() if k in NAMES}
+            values = named(logs or {})
             if not state.is_world_process_zero or not values:
                 return
             self.last |= values
@@ -72,6 +75,11 @@ def watcher(report: Report, memory: "Memory", processes: int, answer: Any | None
                     report.log(f"step {row['step']}: {row['prompt']!r} -> {row['answer']!r}")
 
     return Watcher()
+
+
+def named(logs: dict[str, Any]) -> dict[str, float]:
+    """What people see of what transformers logs."""
+    return {NAMES[k]: float(v) for k, v in logs.items() if k in NAMES}
 
 
 def line(shown: dict[str, Any]) -> str:

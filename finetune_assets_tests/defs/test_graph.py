@@ -199,11 +199,18 @@ def test_a_killed_worker_fails_the_run_and_the_next_one_resumes(shared: Path) ->
     assert process.returncode == 1
     assert "the worker was killed" in output
     assert "remedy" in output
-    statuses = adapter_runs()
-    assert statuses[0] == "FAILED"
+    before = adapter_runs()
+    assert before[0].info.status == "FAILED"
     shown = run_again()
-    assert shown["adapters"]["resumed_from_step"] > 0
-    assert adapter_runs()[0] == "FINISHED"
+    resumed = shown["adapters"]["resumed_from_step"]
+    assert resumed > 0
+    again = adapter_runs()
+    assert [r.info.run_id for r in again] == [r.info.run_id for r in before]
+    assert again[0].info.status == "FINISHED"
+    assert len(again[0].data.tags["dagster.run_ids"].split(",")) == 2
+    history = tracking.client().get_metric_history(again[0].info.run_id, "train_loss")
+    assert [metric.step for metric in history] == list(range(1, len(history) + 1)), "one curve"
+    assert len(history) == shown["adapters"]["steps"]
 
 
 def test_cancel_leaves_no_process_and_the_run_is_canceled(shared: Path) -> None:
@@ -218,17 +225,16 @@ def test_cancel_leaves_no_process_and_the_run_is_canceled(shared: Path) -> None:
         assert canceled is not None
         assert canceled.status == dg.DagsterRunStatus.CANCELED
     assert not [p for p in group if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert adapter_runs()[0] == "KILLED"
+    assert adapter_runs()[0].info.status == "KILLED"
 
 
-def adapter_runs() -> list[str]:
-    """Statuses of the MLflow runs of adapters, newest first."""
-    runs = tracking.client().search_runs(
+def adapter_runs() -> list[Any]:
+    """The MLflow runs of adapters, newest first."""
+    return tracking.client().search_runs(
         [tracking.experiment_id("tiny")],
         "tags.`dagster.asset` = 'adapters'",
         order_by=["attributes.start_time DESC"],
     )
-    return [r.info.status for r in runs]
 
 
 def start_until_training(

@@ -68,6 +68,14 @@ def test_a_killed_worker_says_so(tmp_path: Path) -> None:
         run("os.kill(os.getpid(), 9)", tmp_path)
 
 
+def test_a_worker_whose_run_is_gone_before_it_begins_ends_at_once() -> None:
+    command = [sys.executable, "-m", "finetune_assets.worker", "adapters"]
+    environment = {**os.environ, "FINETUNE_PARENT": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the run worker is gone" in done.stderr
+
+
 def test_what_a_worker_started_ends_with_it(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"""
