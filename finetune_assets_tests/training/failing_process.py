@@ -1,0 +1,25 @@
+"""A training process of which the second has too little memory for two contexts, then fails."""
+
+import os
+
+import torch
+
+from finetune_assets.errors import UserError
+from finetune_assets.training import process, trainer
+
+plain, calls = trainer.supervised_nll, 0
+
+
+def failing(model, batch, **how):
+    global calls
+    calls += 1
+    if calls == 3 and os.environ["RANK"] == "1":
+        if (batch["position_ids"] == 0).sum() > 2:  # two contexts, of two documents each
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise UserError("here", "broken", "mend it")
+    return plain(model, batch, **how)
+
+
+if __name__ == "__main__":
+    trainer.supervised_nll = failing
+    process.main()
