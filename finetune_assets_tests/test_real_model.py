@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune_assets import settings
+from finetune_assets.catalog.load import load
+from finetune_assets.plan import plan
 from finetune_assets.registry import tracking
 
 ROOT = Path(__file__).parents[1]
@@ -56,4 +58,9 @@ def test_a_real_model_learns_and_is_promoted(
     assert float(version.tags["finetune.score.loss"]) == pytest.approx(
         scores["tuned"]["loss"], rel=1e-4
     )
+    made = next((tmp_path / "storage" / "adapters" / "real").glob("*/manifest.json"))
+    peak = json.loads(made.read_text())["statistics"]["peak_rss_gb"]
+    foretold = plan(load("real"))
+    assert foretold.counts.exact
+    assert foretold.needed.total / 1e9 == pytest.approx(peak, rel=0.25)
     tracking.client.cache_clear()

@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict
 from finetune_assets.storage import artefacts
 from finetune_assets.storage.artefacts import Manifest
 
-
 PARENT = "FINETUNE_PARENT"
 """Variable with the number of the process that a worker is to end with."""
 

@@ -22,9 +22,16 @@ GRACE_SECONDS = 60.0
 TAIL_LINES = 25
 """Lines of stderr shown when a worker fails."""
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 """Of glibc: activations of megabytes are taken from memory that the process keeps. By default each
-is given back to the system when it is freed, and every page is cleared anew: a tenth of a step."""
+is given back to the system when it is freed, and every page is cleared anew: a tenth of a step. The
+forward and the backward pass, which are two threads, share one heap, of pages of 2 MB where the
+system has them: another tenth, and no memory that is free in one heap and missing in the other."""
 
 
 class WorkerFailed(Exception):

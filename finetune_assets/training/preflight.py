@@ -7,7 +7,7 @@ from typing import Any
 from finetune_assets.catalog.training import Training
 from finetune_assets.training.estimate import Memory, on_host, optimizer_bytes, trained
 from finetune_assets.training.need import Counts, Need, Target, epochs, need
-from finetune_assets.training.operations import forward, training_pass
+from finetune_assets.training.operations import forward, seconds, training_pass
 from finetune_assets.training.remedies import Suggestion, suggestions
 from finetune_assets.training.schedule import Schedule
 from finetune_assets.training.shape import Shape
@@ -81,23 +81,19 @@ def _seconds(
     """Of training passes and validation losses, on all devices together."""
     if target.speed is None:
         return None
-    speed, schedule = target.speed, needed.schedule
-    passes = epochs(schedule, target, counts)
-    span = counts.tokens / counts.rows
+    schedule, rate = needed.schedule, target.speed.operations
+    rounds = epochs(schedule, target, counts)
+    span, share = counts.tokens / counts.rows, counts.supervised / counts.tokens
     work = training_pass(
         shape,
         training,
         needed.engine,
-        tokens=passes * counts.tokens,
-        supervised=passes * counts.supervised,
+        tokens=rounds * counts.tokens / target.devices,
+        supervised=rounds * counts.supervised / target.devices,
         span=span,
     )
     seen = ceil(schedule.total_steps / schedule.eval_steps) * counts.validation_tokens
-    share = counts.supervised / counts.tokens
-    work += forward(shape, tokens=seen, supervised=seen * share, span=span)
-    seconds = work / (speed.operations * target.devices)
-    if training.quantization != "none" and not needed.engine.dequantised:
-        times = schedule.total_steps * schedule.accumulation
-        times *= 3 if needed.engine.checkpointing else 2
-        seconds += times * shape.linear / speed.dequantised
-    return seconds
+    losses = forward(shape, tokens=seen, supervised=seen * share, span=span) / target.devices
+    passes = schedule.total_steps * schedule.accumulation
+    trains = seconds(shape, training, needed.engine, target.speed, work=work, passes=passes)
+    return trains + losses / rate

@@ -13,6 +13,9 @@ torchtune, 2025: https://github.com/pytorch/torchtune/blob/main/README.md, "Opti
 (Llama 3.2 3B, batch 2, packed to 4096, A100, each row on top of the one before) and "Memory and
 training speed" (Llama 3.1, batch 2, packed to 2048, compiled), with the adapters of its configs.
 
+Speeds are from the same tables: LitGPT's "Time 1k iterations", for rows of Alpaca that have some
+270 tokens with their template, and torchtune's tokens a second, whose packed rows have some 200.
+
 torchtune, full tuning: pull requests 389 (AdamW in bf16, with and without `foreach`) and 527
 (paged AdamW, step in backward).
 """
@@ -183,3 +186,32 @@ TORCHTUNE_FULL = [
 ]
 
 CASES = [*LITGPT, *TORCHTUNE_2024, *TORCHTUNE_FLAGS, *TORCHTUNE_31, *TORCHTUNE_FULL]
+
+
+@dataclass(frozen=True)
+class Timed:
+    case: Case
+    gpu: str
+    tokens: int
+    """Of a pass."""
+    span: int
+    """Tokens of a row."""
+    published: float
+    """Seconds of a pass."""
+
+
+TIMED = [
+    *(
+        Timed(case, "A100 40GB", tokens, 270, minutes * 60 / 1000)
+        for case, tokens, minutes in zip(
+            (LITGPT[0], LITGPT[1], LITGPT[3], LITGPT[4], LITGPT[5]),
+            (270, 270, 600, 270, 270),
+            (2.36, 3.68, 2.52, 3.19, 6.38),
+            strict=True,
+        )
+    ),
+    *(
+        Timed(TORCHTUNE_FLAGS[index], "A100 80GB", 2 * 4096, 200, 2 * 4096 / rate)
+        for index, rate in ((2, 9174), (3, 7210), (7, 8210), (8, 8035))
+    ),
+]

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from finetune_assets.training.devices import gpu
 from finetune_assets.training.estimate import Engine, Memory, memory, optimizer_bytes, weight_bytes
 from finetune_assets.training.estimate import trained as trained_matrices
+from finetune_assets.training.operations import of_gpu, seconds, training_pass
 from finetune_assets_tests.training.published import (
     CASES,
     FULL,
@@ -14,7 +16,9 @@ from finetune_assets_tests.training.published import (
     LLAMA_7B,
     LLAMA_33B,
     LLAMA_65B,
+    TIMED,
     Case,
+    Timed,
     lora,
     recipe,
 )
@@ -42,6 +46,22 @@ def test_the_published_figures_are_met_without_a_lean() -> None:
     errors = [estimate(case).total / case.published - 1 for case in CASES]
     assert abs(sum(errors) / len(errors)) < 0.06
     assert sum(abs(e) for e in errors) / len(errors) < 0.09
+
+
+@pytest.mark.parametrize("timed", TIMED, ids=lambda timed: timed.case.name)
+def test_time_is_within_three_tenths_of_what_was_published(timed: Timed) -> None:
+    case = timed.case
+    work = training_pass(
+        case.shape,
+        case.training,
+        case.engine,
+        tokens=timed.tokens,
+        supervised=timed.tokens,
+        span=timed.span,
+    )
+    speed = of_gpu(gpu(timed.gpu, "a test"))
+    found = seconds(case.shape, case.training, case.engine, speed, work=work, passes=1)
+    assert found == pytest.approx(timed.published, rel=0.30)
 
 
 def test_the_base_of_qlora_weighs_what_its_paper_says() -> None:
