@@ -1,6 +1,7 @@
 """Peers of the training engine: how each is installed, and its own command line for one recipe."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -67,6 +68,8 @@ def trl(work: Path, recipe: dict[str, Any], quantization: str, out: Path) -> Com
         step=re.compile(r"'loss':"),
         tokens=lambda text: int(float(re.findall(r"'num_tokens': '?([\d.e+]+)", text)[-1])),
         trained=lambda: out / "trained",
+        # Its launcher gives a process one core, unless told otherwise.
+        environment={"OMP_NUM_THREADS": str(os.cpu_count())},
     )
 
 

@@ -105,7 +105,7 @@ def conversation(row: dict[str, str]) -> list[dict[str, str]]:
 
 def our_command(work: Path, name: str, quantization: str, out: Path) -> Command:
     """This script again, with the environment that workers get from their launcher."""
-    from finetune_assets.launch.process_group import ALLOCATOR
+    from finetune_assets.launch.process_group import ALLOCATOR, THREADS
 
     recipe = {"quantization": quantization, **OURS[name]}
     return Command(
@@ -115,7 +115,7 @@ def our_command(work: Path, name: str, quantization: str, out: Path) -> Command:
         trained=lambda: out / "adapter",
         environment={
             **ALLOCATOR,
-            "OMP_WAIT_POLICY": "PASSIVE",
+            **THREADS,
             "TOKENIZERS_PARALLELISM": "true",
             "FINETUNE_STORAGE": str(out / "storage"),
         },

@@ -134,9 +134,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Threads that spin while they wait take the cores of the very threads they wait for as soon as
-    # anything else runs on the machine: a step then takes ten times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     task, started = TASKS[sys.argv[1]], time.monotonic()
     with open_dagster_pipes() as pipes:
         job = Job.model_validate(pipes.extras)

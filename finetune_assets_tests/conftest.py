@@ -11,8 +11,8 @@ from finetune_assets import settings
 from finetune_assets_tests.stores import postgres_server, s3_server  # noqa: F401
 from finetune_assets_tests.tiny import RECIPE, make_base, write_rows
 
-# As in the worker: threads that spin while they wait make a step twenty times slower as soon as
-# anything else runs. Read once, when torch is first imported.
+# Threads that spin while they wait make a step twenty times slower as soon as
+# anything else runs, as tests do. Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
