@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,13 @@ def run_to_end(project: Project, log: Path) -> float:
         SystemExit: it failed.
     """
     started = time.monotonic()
-    if code := project.start(log).wait(PATIENCE):
+    process = project.start(log)
+    try:
+        code = process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        code = None
+        kill(project, "all")
+    if code != 0:
         raise SystemExit(f"{log.read_text()[-3000:]}\nthe run ended with {code}")
     return time.monotonic() - started
 
@@ -219,8 +226,8 @@ def beginning(stage: str, project: Project) -> Callable[[], Any]:
     return lambda: project.having("finetune_assets.worker", task)
 
 
-def kill(project: Project, victim: str) -> list[str]:
-    """Send SIGKILL; returns what was killed."""
+def kill(project: Project, victim: str) -> bool:
+    """Send SIGKILL; False if there was no victim any more."""
     names = {"worker": "finetune_assets.worker", "run": "finetune_assets.run"}
     if victim == "all":
         # Stopped first, so that none sees another die: a machine that is lost is lost at once.
@@ -231,18 +238,20 @@ def kill(project: Project, victim: str) -> list[str]:
     else:
         chosen = project.having(names[victim])[:1]
     for process in chosen:
-        process.kill()
-    return [" ".join(command_line(p)[2:4]) for p in chosen]
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return bool(chosen)
 
 
-def trial(project: Project, stage: str, victim: str, moment: float, log: Path) -> Made:
-    """Run, kill, and run again; returns what came out."""
+def trial(project: Project, stage: str, victim: str, moment: float, log: Path) -> Made | None:
+    """Run, kill, and run again; returns what came out, or None if the kill came too late."""
     project.forget()
     process = project.start(log)
     wait(beginning(stage, project), stage, process)
     time.sleep(moment)
-    kill(project, victim)
-    process.wait(PATIENCE)
+    hit = kill(project, victim)
+    if process.wait(PATIENCE) == 0 and not hit:
+        return None
     deadline = time.monotonic() + PATIENCE
     while left := project.processes():
         if time.monotonic() > deadline:
@@ -270,8 +279,10 @@ def main() -> None:
     chance, rows = random.Random(options.seed), []
     for number in range(options.kills):
         stage, victim = STAGES[number % len(STAGES)], VICTIMS[number % len(VICTIMS)]
-        moment = chance.uniform(0, lengths[stage])
-        made = trial(project, stage, victim, moment, logs / f"{number + 1}.log")
+        made = None
+        while made is None:
+            moment = chance.uniform(0, lengths[stage])
+            made = trial(project, stage, victim, moment, logs / f"{number + 1}.log")
         left = project.left_over()
         rows.append(
             [

@@ -185,6 +185,7 @@ def _run_one(name: str, force: bool, backfill: str | None) -> bool:
         # A TERM of this process cancels as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         follow(instance, run_id, process, console)
+        close_abandoned(instance)  # this one, if its process was killed
         status = instance.get_run_by_id(run_id)
         if status is None:
             console.print(f"[red]the run did not start; its last words are in {log}[/red]")

@@ -44,6 +44,21 @@ def close_abandoned(instance: dg.DagsterInstance) -> None:
     for run in instance.get_runs(dg.RunsFilter(statuses=open_states)):
         if processes.is_gone_from_here(run.tags.get(PROCESS_TAG, "")):
             instance.report_run_failed(run, "The process of this run was killed.")
+    _free_slots(instance)
+
+
+def _free_slots(instance: dg.DagsterInstance) -> None:
+    """Give back what runs that are over hold of the pools, or the next one waits for ever.
+
+    The daemon does so too, where one runs.
+    """
+    slots = instance.event_log_storage
+    for run_id in (
+        slots.get_concurrency_run_ids() if slots.supports_global_concurrency_limits else ()
+    ):
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            slots.free_concurrency_slots_for_run(run_id)
 
 
 def main() -> None:
