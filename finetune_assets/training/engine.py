@@ -11,6 +11,7 @@ from finetune_assets.training.attention import use_document_attention
 from finetune_assets.training.hardware import Hardware
 from finetune_assets.training.loading import adapter_in_float32, add_adapter, load_base
 from finetune_assets.training.lora import dequantise_base, fuse_lora
+from finetune_assets.training.norms import fuse_norms
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,24 @@ def build(
         use_document_attention(model)
     model = add_adapter(model, training, base, initial)
     divided = training.devices.count != 1 and training.devices.strategy in ("fsdp", "zero3")
-    restored = fused = 0
+    compiled = not divided and pays_to_compile(training, hardware, tokens)
+    restored = fused = norms = 0
     if training.method == "lora" and not divided:
         restored = dequantise_base(model) if hardware.keep_dequantised else 0
         fused = fuse_lora(model) if hardware.fused_lora else 0
+        norms = fuse_norms(model) if hardware.fused_norms and not compiled else 0
     adapter_in_float32(model)
     if checkpointing:
         options = training.arguments.get("activation_checkpointing_kwargs")
         model.gradient_checkpointing_enable(options or {"use_reentrant": False})
         model.enable_input_require_grads()
-    compiled = not divided and pays_to_compile(training, hardware, tokens)
     if compiled:
         for layer in layers(model):
             layer.compile(dynamic=True)
     kernels = {
         "attention": model.config._attn_implementation,
         "fused_lora_layers": fused,
+        "fused_norms": norms,
         "dequantised_layers": restored,
         "gradient_checkpointing": checkpointing,
         "compiled": compiled,

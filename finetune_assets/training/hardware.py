@@ -46,6 +46,8 @@ class Hardware:
     """Train with `training/attention.py`, on rows without padding, where the model allows it."""
     fused_lora: bool
     """Compute adapters with `training/lora.py`."""
+    fused_norms: bool
+    """Compute RMS norms with `training/norms.py`; Liger has kernels of its own."""
     keep_dequantised: bool
     """Hold 4-bit weights as the values that they stand for; see `dequantise_base`."""
     tokens_per_second: float
@@ -117,6 +119,7 @@ def resolve(machine: Machine) -> Hardware:
             threads=machine.cores,
             document_attention=False,
             fused_lora=True,
+            fused_norms=False,
             keep_dequantised=False,
             tokens_per_second=50_000.0,
             # Both are guesses until they are measured on a GPU.
@@ -138,6 +141,7 @@ def resolve(machine: Machine) -> Hardware:
         threads=machine.cores,
         document_attention=True,
         fused_lora=True,
+        fused_norms=True,
         keep_dequantised=True,
         tokens_per_second=200.0 * machine.cores,
         # The kernels of `attention.py` and `lora.py` leave a compiler nothing to win that is sure.

@@ -17,6 +17,7 @@ from finetune_assets.training.hardware import this_machine
 from finetune_assets.training.loading import add_adapter, load_base
 from finetune_assets.training.lora import dequantise_base, fuse_lora
 from finetune_assets.training.loss import collate, collate_flat, collate_rows, supervised_nll
+from finetune_assets.training.norms import fuse_norms
 
 
 def contexts(lengths: list[list[int]], seed: int = 0) -> list[Context]:
@@ -126,6 +127,25 @@ def test_a_fused_adapter_computes_what_peft_does(
     with model.disable_adapter(), torch.no_grad():
         off = supervised_nll(model, batch)[0]
     assert float(off) != pytest.approx(stock[0], rel=1e-5)
+
+
+def test_fused_norms_compute_what_the_stock_ones_do(tiny_base: Path) -> None:
+    training = Training.model_validate({"quantization": "none"})
+    model = add_adapter(load_base(tiny_base, this_machine(), training), training, tiny_base)
+    model.float()
+    batch = collate_rows(contexts(GROUPS), pad_token_id=2)
+    stock = gradients(model, batch)
+    assert fuse_norms(model) == 5
+    assert_same(gradients(model, batch), stock)
+
+
+def test_norms_that_are_trained_or_of_another_kind_are_left_alone(tiny_base: Path) -> None:
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+    assert fuse_norms(AutoModelForCausalLM.from_pretrained(tiny_base)) == 0
+    assert fuse_norms(torch.nn.Sequential(GemmaRMSNorm(8)).requires_grad_(False)) == 0
+    assert fuse_norms(torch.nn.Sequential(Qwen3RMSNorm(8)).requires_grad_(False)) == 1
 
 
 @pytest.mark.parametrize("lora", [{"dora": True}, {"dropout": 0.1}])
