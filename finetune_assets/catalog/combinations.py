@@ -94,6 +94,13 @@ def _method(training: "Training") -> None:
             "quantization",
             "lora.init",
         )
+    if training.lora.dora and training.quantization == "int8":
+        raise misfit(
+            "`lora.dora` needs the norms of weights, which 8-bit layers do not give: write "
+            "`quantization: nf4` or `none`",
+            "lora.dora",
+            "quantization",
+        )
 
 
 def _batches(training: "Training") -> None:

@@ -19,7 +19,7 @@ YamlWord = BeforeValidator(_word_of)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def misfit(message: str, *keys: str) -> PydanticCustomError:

@@ -187,7 +187,8 @@ class Training(Section):
     devices: Devices = Devices()
     price_per_hour: Natural = 0.0
     """Of the machine, in any currency; `finetune plan` multiplies it by the hours."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of weights that begin at random, of dropout and of the order; numpy takes 32 bits."""
     arguments: Arguments = {}
     """Keys of TRL's SFTConfig and transformers' TrainingArguments that have none of their own here,
     passed through."""

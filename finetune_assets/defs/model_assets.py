@@ -23,7 +23,6 @@ HOW_KEYS = (
     "save_steps",
     "save_total_limit",
     "logging_steps",
-    "devices",
     "price_per_hour",
 )
 """Keys of `training:` that say how an adapter is made, not which: a change of one resumes the

@@ -89,5 +89,6 @@ class GradientGuard:
             f"{shown}{more}",
             "leave out of `training.lora.targets` the layers that text does not pass through "
             "(`method: full` needs a base without such); if it does pass through these, write "
-            "`gradient_checkpointing: false` and `torch_compile: false`, which can cut them off",
+            "`gradient_checkpointing: false` and `torch_compile: false`, which can cut them off; "
+            "where the loss rose before, lower `training.learning_rate`",
         )

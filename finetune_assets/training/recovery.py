@@ -1,6 +1,7 @@
 """What a training run does when memory or the disk is full, or it is told to end."""
 
 import errno
+import json
 import shutil
 import signal
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.errors import UserError
+from finetune_assets.training import checkpoints
 from finetune_assets.training.checkpoints import Attempt
 from finetune_assets.training.schedule import Schedule
 
@@ -66,6 +68,24 @@ def first_schedule(planned: Schedule, root: Path, log: Any) -> Schedule:
             f"{planned.micro_batch} x {planned.accumulation} contexts a step from now on"
         )
     return planned
+
+
+def forget_another_schedule(root: Path, schedule: Schedule, log: Any) -> None:
+    """Remove checkpoints of a run of another number of steps.
+
+    The same recipe has one where `devices.count: auto` meets a machine with other devices, and the
+    batches are not the same: its learning rate is another at every step.
+    """
+    newest = checkpoints.latest(root)
+    if newest is None:
+        return
+    steps = json.loads((newest / "trainer_state.json").read_text())["max_steps"]
+    if steps != schedule.total_steps:
+        shutil.rmtree(root)
+        log(
+            f"checkpoints of a run of {steps} steps are left aside, as this one has "
+            f"{schedule.total_steps} on this machine's devices: training begins with its first step"
+        )
 
 
 def out_of_memory_kills() -> int:

@@ -48,6 +48,8 @@ def _batches(
     micro = training.per_device_train_batch_size
     if micro and training.gradient_accumulation_steps:
         return micro, training.gradient_accumulation_steps
-    each = max(1, min(training.train_batch_size, contexts) // devices)
-    micro = micro or hardware.micro_batch(training.max_length, each)
+    each = max(1, round(min(training.train_batch_size, contexts) / devices))
+    if micro is None:
+        limit = hardware.micro_batch(training.max_length, each)
+        micro = max(size for size in range(1, limit + 1) if each % size == 0)
     return micro, max(1, round(each / micro))

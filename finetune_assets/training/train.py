@@ -81,6 +81,7 @@ def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any
         report.log(f"checkpoints fetched from {checkpoints.remote(request.fingerprint)}: {count}")
     contexts = len(Contexts.open(request.training_set, "train"))
     planned = plan(contexts, training, hardware, devices=processes)
+    recovery.forget_another_schedule(root, planned, report.log)
     schedule = recovery.first_schedule(planned, root, report.log)
     with (
         recovery.disk_full_readably(root),

@@ -67,6 +67,14 @@ def watcher(report: Report, memory: "Memory", processes: int, answer: Any | None
             report.observe(shown)
             report.log(line(shown))
 
+        def on_train_end(self, args, state, control, **_):
+            if state.is_world_process_zero and state.global_step < state.max_steps:
+                report.log(
+                    f"stopped early after step {state.global_step} of {state.max_steps}: the "
+                    f"lowest validation loss, {state.best_metric:.4g}, is that of step "
+                    f"{state.best_global_step}"
+                )
+
         def on_evaluate(self, args, state, control, **_):
             if answer is not None:
                 rows = answer(state.global_step)

@@ -51,6 +51,14 @@ def test_the_arguments_follow_the_hardware(machine: Machine) -> None:
     assert arguments["use_liger_kernel"] == machine.liger
 
 
+@pytest.mark.parametrize(("batch", "of_a_step"), [(3, 3), (5, 5), (12, 12), (16, 16), (1000, 24)])
+def test_a_step_has_the_contexts_that_were_asked_for(batch: int, of_a_step: int) -> None:
+    training = Training(max_length=512, train_batch_size=batch)
+    for machine in (H100, T4, LAPTOP, SERVER):
+        schedule = plan(24, training, resolve(machine))
+        assert schedule.micro_batch * schedule.accumulation == of_a_step
+
+
 def test_a_long_context_still_gets_a_batch_of_one() -> None:
     assert resolve(T4).micro_batch(max_length=32768, limit=16) == 1
 

@@ -178,3 +178,19 @@ def test_a_disk_that_is_full_before_the_first_step(
         train_here(tiny_base, data, project / "a", **SHORT)
     (root / ".attempt.json").unlink()
     assert Attempt.read(root) == Attempt(micro_batch=1, out_of_memory_kills=0)
+
+
+def test_checkpoints_of_another_number_of_steps_are_left_aside(tmp_path: Path) -> None:
+    """As where `devices.count: auto` meets another machine: the same recipe, other batches."""
+    root, said = tmp_path / "checkpoints", []
+    newest = root / "checkpoint-62"
+    newest.mkdir(parents=True)
+    (newest / "trainer_state.json").write_text('{"max_steps": 72}')
+    checkpoints.mark_complete(newest)
+    same, other = Schedule(2, 2, 72, 6, 6), Schedule(2, 1, 48, 4, 4)
+    recovery.forget_another_schedule(root, same, said.append)
+    assert newest.exists()
+    assert not said
+    recovery.forget_another_schedule(root, other, said.append)
+    assert not newest.exists()
+    assert "run of 72 steps" in said[0]

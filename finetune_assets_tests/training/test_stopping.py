@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from finetune_assets.errors import UserError
 from finetune_assets.training import checkpoints, train, trainer
 from finetune_assets.training.loss import supervised_nll
-from finetune_assets_tests.training.running import Cut, adapter, cutting, train_here
+from finetune_assets_tests.training.running import Cut, Noting, adapter, cutting, train_here
 
 Losses = Callable[..., None]
 PATIENT = {"early_stopping_patience": 2}
@@ -58,8 +58,10 @@ def test_early_stopping_counts_on_after_a_cut(
     data: Path,
 ) -> None:
     losses(step_5=3.0, step_10=2.0, step_15=2.5, step_20=2.1, step_25=1.0, step_30=1.0)
-    whole = train_here(tiny_base, data, project / "whole", **PATIENT)
+    report = Noting()
+    whole = train_here(tiny_base, data, project / "whole", report, **PATIENT)
     assert (whole["steps"], whole["best_step"]) == (20, 10)
+    assert "stopped early after step 20 of 30" in report.lines[-1]
     made = cut(place, count, lambda: train_here(tiny_base, data, project / "a", **PATIENT))
     assert made["resumed_from_step"] == resumed
     assert (made["steps"], made["best_step"]) == (20, 10)
