@@ -16,7 +16,7 @@ from finetune_assets.training.arguments import precision
 from finetune_assets.training.checkpoints import Attempt
 from finetune_assets.training.engine import Engine, build, require_isolation
 from finetune_assets.training.hardware import Hardware
-from finetune_assets.training.heap import giving_back
+from finetune_assets.training.heap import giving_back, loading
 from finetune_assets.training.initial import FROM_BASE
 from finetune_assets.training.progress import Progress
 from finetune_assets.training.report import Report
@@ -108,6 +108,7 @@ def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any
 def _free_memory() -> None:
     import torch
 
+    gc.unfreeze()
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -133,15 +134,55 @@ def _attempt(
     copier: Copying | None,
     stopping: Callable[[Any], AbstractContextManager[None]],
 ) -> dict[str, Any]:
+    request, hardware, root = task.request, task.hardware, task.root
+    began = time.monotonic()
+    contexts = {name: Contexts.open(request.training_set, name) for name in SPLITS}
+    resume = checkpoints.latest(root)
+    with loading():
+        trainer, setup, kernels = _prepare(task, contexts, report, copier, resume)
+    started = time.monotonic()
+    with stopping(trainer):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    seconds = time.monotonic() - started
+    _take_best(trainer, setup)
+    _save(trainer, request, root)
+    state = trainer.state
+    return {
+        **histories(state.log_history),
+        "best_validation_loss": state.best_metric,
+        "best_step": state.best_global_step,
+        "steps": state.global_step,
+        "epochs": round(state.epoch or 0.0, 3),
+        "resumed_from_step": checkpoints.step_of(resume) if resume else None,
+        "seconds_training": round(seconds, 2),
+        "seconds_loading": round(started - began, 2),
+        "tokens_trained": trainer.tokens_seen * ranks.count(),
+        "tokens_per_second": round(trainer.tokens_seen * ranks.count() / max(seconds, 1e-9), 1),
+        "tokens_per_epoch": int(contexts["train"].lengths.sum()),
+        "trainable_parameters": sum(p.numel() for p in setup.model.parameters() if p.requires_grad),
+        "schedule": vars(task.schedule),
+        "hardware": hardware.record(),
+        "kernels": kernels,
+        "processes": ranks.count(),
+        **{k: v for k, v in Memory().read().items() if k.endswith("peak_gb")},
+    }
+
+
+def _prepare(
+    task: Task,
+    contexts: dict[str, Contexts],
+    report: Report,
+    copier: Copying | None,
+    resume: Path | None,
+) -> tuple[Any, Setup, dict[str, Any]]:
+    """A trainer that is ready to start, what it was made from, and the kernels that were chosen."""
     import torch
     from transformers import AutoTokenizer
 
     request, hardware, schedule, root = task.request, task.hardware, task.schedule, task.root
+    training = request.training
     torch.set_num_threads(hardware.threads)
-    contexts = {name: Contexts.open(request.training_set, name) for name in SPLITS}
-    training, began = request.training, time.monotonic()
     tokenizer = AutoTokenizer.from_pretrained(request.base)
-    resume = checkpoints.latest(root)
     torch.manual_seed(training.seed)
     with ranks.first_one_first(training.lora.init in FROM_BASE):  # its first matrices are kept
         engine = _engine(request, hardware, contexts["train"], schedule, root)
@@ -168,34 +209,7 @@ def _attempt(
     watch.trainer = trainer
     if resume is not None:
         trainer.progress = Progress.read(resume)
-    started = time.monotonic()
-    with stopping(trainer):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    seconds = time.monotonic() - started
-    _take_best(trainer, setup)
-    _save(trainer, request, root)
-    state = trainer.state
-    return {
-        **histories(state.log_history),
-        "best_validation_loss": state.best_metric,
-        "best_step": state.best_global_step,
-        "steps": state.global_step,
-        "epochs": round(state.epoch or 0.0, 3),
-        "resumed_from_step": checkpoints.step_of(resume) if resume else None,
-        "seconds_training": round(seconds, 2),
-        "seconds_loading": round(started - began, 2),
-        "tokens_trained": trainer.tokens_seen * ranks.count(),
-        "tokens_per_second": round(trainer.tokens_seen * ranks.count() / max(seconds, 1e-9), 1),
-        "tokens_per_epoch": int(contexts["train"].lengths.sum()),
-        "trainable_parameters": sum(
-            p.numel() for p in engine.model.parameters() if p.requires_grad
-        ),
-        "schedule": vars(schedule),
-        "hardware": hardware.record(),
-        "kernels": engine.kernels,
-        "processes": ranks.count(),
-        **{k: v for k, v in Memory().read().items() if k.endswith("peak_gb")},
-    }
+    return trainer, setup, engine.kernels
 
 
 def _engine(
