@@ -25,7 +25,7 @@ CODE_VERSIONS = {
     "test_splits": "2",
     "base_models": "1",
     "training_sets": "4",
-    "adapters": "2",
+    "adapters": "3",
     "merged_models": "2",
     "evaluation_reports": "1",
     "registered_models": "1",

@@ -16,11 +16,16 @@ LOGIT_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
 """Float32 logits that exist at a time: what a CPU's last cache holds; on a GPU, enough rows to keep
 it busy."""
 
+ROW_MULTIPLE = 32
+"""Tokens that a flat row is a multiple of: tensors of few sizes take the places of those before
+them, where those of every size leave gaps, a fifth of the memory after one epoch of the sample. It
+costs some 1.5 % of a row."""
+
 Batch = dict[str, "torch.Tensor"]
 
 
 def collate_flat(contexts: Sequence[Context]) -> Batch:
-    """Contexts one after another in one row of shape (1, tokens): nothing is padding.
+    """Contexts one after another in one row of shape (1, tokens).
 
     `offsets` says where documents begin, and the end; `tokens` has the number of tokens.
     """
@@ -64,9 +69,22 @@ def collate_rows(contexts: Sequence[Context], pad_token_id: int) -> Batch:
 
 
 def collate(model: Any, contexts: Sequence[Context], pad_token_id: int) -> Batch:
-    """A batch in the shape that the model's attention takes."""
-    flat = uses_document_attention(model) or "flash" in model.config._attn_implementation
-    return collate_flat(contexts) if flat else collate_rows(contexts, pad_token_id)
+    """A batch in the shape that the model's attention takes; `tokens` counts no padding."""
+    import torch
+
+    if not uses_document_attention(model) and "flash" not in model.config._attn_implementation:
+        return collate_rows(contexts, pad_token_id)
+    real = sum(len(context.input_ids) for context in contexts)
+    batch = collate_flat([*contexts, *_filler(-real % ROW_MULTIPLE, pad_token_id)])
+    return {**batch, "tokens": torch.tensor([real])}
+
+
+def _filler(length: int, pad_token_id: int) -> list[Context]:
+    """A document of padding, without loss; none of length 0."""
+    import numpy as np
+
+    ids, labels = np.full(length, pad_token_id), np.full(length, IGNORED)
+    return [Context(ids, labels, np.arange(length))] if length else []
 
 
 def supervised_nll(model: Any, batch: Batch, *, fused: bool = True) -> "tuple[torch.Tensor, int]":

@@ -14,7 +14,7 @@ def failing(model, batch, **how):
     global calls
     calls += 1
     if calls == 3 and os.environ["RANK"] == "1":
-        if (batch["position_ids"] == 0).sum() > 2:  # two contexts, of two documents each
+        if batch["tokens"] > 64:  # more than one context
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         raise UserError("here", "broken", "mend it")
     return plain(model, batch, **how)

@@ -1,5 +1,6 @@
 """What is computed faster is the same: attention, adapters and loss against the stock ones."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from finetune_assets.training.attention import use_document_attention
 from finetune_assets.training.hardware import this_machine
 from finetune_assets.training.loading import add_adapter, load_base
 from finetune_assets.training.lora import dequantise_base, fuse_lora
-from finetune_assets.training.loss import collate, collate_flat, collate_rows, supervised_nll
+from finetune_assets.training.loss import (
+    ROW_MULTIPLE,
+    collate,
+    collate_flat,
+    collate_rows,
+    supervised_nll,
+)
 from finetune_assets.training.norms import fuse_norms
 
 
@@ -64,7 +71,11 @@ def test_documents_attend_as_each_would_alone(
     made = contexts(GROUPS)
     stock = gradients(model, collate_rows(made, pad_token_id=2), fused=False)
     assert use_document_attention(model)
-    assert_same(gradients(model, collate(model, made, pad_token_id=2)), stock)
+    batch = collate(model, made, pad_token_id=2)
+    assert_same(gradients(model, batch), stock)
+    real = sum(len(context.input_ids) for context in made)
+    assert int(batch["tokens"]) == real
+    assert batch["input_ids"].shape == (1, math.ceil(real / ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
 @pytest.mark.parametrize("block", [256, 7])
