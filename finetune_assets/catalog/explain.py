@@ -17,6 +17,8 @@ from finetune_assets.errors import UserError
 
 Location = tuple[Any, ...]
 
+SHOULD = "Input should be "
+
 
 def explain(error: ValidationError, data: Any, node: yaml.Node, uri: str) -> UserError:
     """One error for all that is wrong, at the place of the first.
@@ -81,10 +83,23 @@ def said(location: Location, items: list[ErrorDetails]) -> tuple[str, str]:
         return message, f"mend {' or '.join(_full(location, item['ctx']['keys']))}"
     if not location:
         return message, "mend 'file'"
+    if item["type"] == "model_type":
+        cause = f"'{key}' is {item['input']!r}, where a block of keys is expected"
+        return cause, f"write below '{key}' what you mean: {', '.join(valid_keys(location))}"
     cause = f"'{key}' is {item['input']!r}: {message}"
     words = [w for i in items for w in re.findall("'(.*?)'", i.get("ctx", {}).get("expected", ""))]
     near = difflib.get_close_matches(str(item["input"]), words, n=1)
-    return cause, f"did you mean '{near[0]}'?" if near else f"mend '{key}'"
+    return cause, f"did you mean '{near[0]}'?" if near else _wanted(key, messages)
+
+
+def _wanted(key: str, messages: list[str]) -> str:
+    """What to write instead, where pydantic says what a value should be."""
+    values = [re.split(", (?:unable|got)", m.removeprefix(SHOULD))[0] for m in messages]
+    if not all(SHOULD in message for message in messages):
+        return f"mend '{key}'"
+    before = {"'": "one of ", "g": "a value ", "l": "a value "}  # quoted words, greater, less
+    told = dict.fromkeys(f"{before.get(value[0], '')}{value}" for value in values)
+    return f"write {' or '.join(told)} for '{key}'"
 
 
 def _full(location: Location, keys: tuple[str, ...]) -> list[str]:

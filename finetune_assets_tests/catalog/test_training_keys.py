@@ -67,6 +67,12 @@ def test_near_misses_name_what_was_meant(line: str, expected: list[str]) -> None
         (["learning_rate: .inf"], ["x.yaml:4", "finite number"]),
         (["num_train_epochs: .inf"], ["x.yaml:4", "finite number"]),
         (["price_per_hour: .nan"], ["x.yaml:4", "finite number"]),
+        (
+            ["lora: 16"],
+            ["x.yaml:4", "a block of keys is expected", "write below 'training.lora'", "alpha"],
+        ),
+        (["max_length: -5"], ["x.yaml:4", "write a value greater than or equal to 16"]),
+        (["quantization: 4"], ["x.yaml:4", "write one of 'nf4', 'fp4', 'int8' or 'none'"]),
         (["lora:", "  targets: []"], ["x.yaml:5", "at least 1 item"]),
         (["lora:", "  targets: [all-linear]"], ["x.yaml:5", "without a list"]),
         (["lora:", "  targets: q_proj"], ["x.yaml:5", "`[q_proj]`"]),
