@@ -19,7 +19,6 @@ from finetune_assets import settings
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.tokenization.contexts import Contexts
-from finetune_assets.tokenization.training_set import build
 from finetune_assets.training import checkpoints, distributed, order, ranks
 from finetune_assets.training.accelerate_config import (
     accelerate_config,
@@ -31,7 +30,7 @@ from finetune_assets.training.hardware import Machine, resolve, this_machine
 from finetune_assets.training.report import Quiet
 from finetune_assets.training.schedule import plan
 from finetune_assets.training.train import Request, train
-from finetune_assets_tests.tokenization.test_training_set import write
+from finetune_assets_tests.training.data import make
 
 RECIPE: dict[str, Any] = {
     "num_train_epochs": 3,
@@ -60,21 +59,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def data(store: Path, tiny_base: Path) -> Path:
     """21 contexts of two rows each, so that the last step has one, which only one process gets."""
-    out = store / "set"
-    out.mkdir()
     answers = [f"the answer is {i % 7}" for i in range(41)]
-    splits = {
-        "train": write(store / "t.parquet", answers),
-        "validation": write(store / "v.parquet", answers[:9]),
-    }
-    build(
-        tiny_base,
-        splits,
-        out,
-        where="d.yaml",
-        training=Training(max_length=64, long_rows="error"),
-        progress=lambda _: None,
-    )
+    out = make(tiny_base, store, answers, answers[:9])
     assert len(Contexts.open(out, "train")) % 4 == 1
     assert len(Contexts.open(out, "validation")) % 2 == 1
     return out
