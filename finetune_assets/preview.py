@@ -111,7 +111,10 @@ def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Consol
             f"[bold green]{escape(run)}[/bold green]" if loss else f"[dim]{escape(run)}[/dim]"
             for run, loss in loss_mask_text(tokenizer, row)
         )
-        console.rule(escape(f"{Path(where['source']).name}:{where['line']}"), align="left")
+        title, length = f"{Path(where['source']).name}:{where['line']}", len(row.input_ids)
+        if length > limit:  # it is shown whole; what training sees depends on a key
+            title += f", {length} tokens, of {limit} at most: `long_rows: {training.long_rows}`"
+        console.rule(escape(title), align="left")
         console.print(text)
     console.print("[bold green]green[/bold green] carries loss, [dim]dim[/dim] does not")
     return lengths
