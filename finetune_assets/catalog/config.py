@@ -111,6 +111,21 @@ class Dataset(Section):
         return self
 
     @model_validator(mode="after")
+    def _batches_agree(self) -> "Dataset":
+        training = self.training
+        micro, passes = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        declared, whole = "train_batch_size" in training.model_fields_set, training.train_batch_size
+        if declared and micro and passes and whole % (micro * passes):
+            raise misfit(
+                f"`train_batch_size` {whole} is not what `per_device_train_batch_size` {micro} "
+                f"times `gradient_accumulation_steps` {passes} make on any number of devices: "
+                "leave it out (`null` takes back a shared one), or leave out the passes",
+                "training.train_batch_size",
+                "training.gradient_accumulation_steps",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warmup_is_heeded(self) -> "Dataset":
         training = self.training
         declared = "warmup_steps" in training.model_fields_set and training.warmup_steps > 0

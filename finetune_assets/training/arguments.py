@@ -1,5 +1,6 @@
 """From a recipe, a schedule and the hardware to transformers' TrainingArguments."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def arguments(
         "gradient_accumulation_steps": schedule.accumulation,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.lr_scheduler_type,
-        "warmup_steps": training.warmup_steps,
+        "warmup_steps": _warmup(training.warmup_steps, schedule.total_steps),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "optim": hardware.optimizer if training.optim == "auto" else training.optim,
@@ -66,6 +67,13 @@ def arguments(
         "seed": training.seed,
         **passed,
     }
+
+
+def _warmup(wanted: float, steps: int) -> int:
+    """Whole steps; a fraction that is less than one is none, as the first has a rate of 0."""
+    if wanted >= 1:
+        return round(wanted)
+    return math.ceil(wanted * steps) if wanted * steps >= 1 else 0
 
 
 def precision(training: Training, hardware: Hardware) -> Dtype:

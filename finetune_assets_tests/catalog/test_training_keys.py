@@ -71,6 +71,14 @@ def test_near_misses_name_what_was_meant(line: str, expected: list[str]) -> None
             ["lora: 16"],
             ["x.yaml:4", "a block of keys is expected", "write below 'training.lora'", "alpha"],
         ),
+        (
+            [
+                "per_device_train_batch_size: 2",
+                "gradient_accumulation_steps: 3",
+                "train_batch_size: 7",
+            ],
+            ["x.yaml:6", "any number of devices", "leave it out"],
+        ),
         (["max_length: -5"], ["x.yaml:4", "write a value greater than or equal to 16"]),
         (["quantization: 4"], ["x.yaml:4", "write one of 'nf4', 'fp4', 'int8' or 'none'"]),
         (["lora:", "  targets: []"], ["x.yaml:5", "at least 1 item"]),

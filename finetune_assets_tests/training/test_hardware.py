@@ -91,3 +91,16 @@ def test_long_runs_are_compiled(tokens: int, pays: bool) -> None:
     assert pays_to_compile(Training(), resolve(H100), tokens) is pays
     assert pays_to_compile(Training(torch_compile=not pays), resolve(H100), tokens) is not pays
     assert not pays_to_compile(Training(), resolve(SERVER), tokens)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "steps", "made"),
+    [(0.03, 108, 4), (0.03, 30, 0), (0.1, 10, 1), (5, 30, 5), (0, 9, 0)],
+)
+def test_a_warmup_of_less_than_a_step_is_none(wanted: float, steps: int, made: int) -> None:
+    """A run of one step would have a learning rate of 0, and learn nothing."""
+    training = Training(warmup_steps=wanted, max_steps=steps)
+    hardware = resolve(SERVER)
+    schedule = plan(100, training, hardware)
+    given = training_arguments(training, hardware, schedule, Path("out"), fused=True)
+    assert given["warmup_steps"] == made
