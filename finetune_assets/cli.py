@@ -194,9 +194,11 @@ def _run_one(name: str, force: bool, backfill: str | None) -> bool:
         if process.returncode != 0:
             console.print(f"[red]{status.status.value}[/red]; log: {log}")
             if process.returncode < 0:
+                console.print(f"the run's process was killed (signal {-process.returncode})")
+            if process.returncode < 0 or status.status is dg.DagsterRunStatus.CANCELED:
                 console.print(
-                    f"the run's process was killed (signal {-process.returncode}); run again: "
-                    "what is complete is reused, training goes on from its last checkpoint"
+                    "run again: what is complete is reused, training goes on from its last "
+                    "checkpoint"
                 )
             return False
         print_summary(instance, name, console)

@@ -146,7 +146,8 @@ def _forward(process: subprocess.Popen[str], tail: deque[str]) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         sys.stderr.write(line)
-        tail.append(line)
+        if "%|" not in line:  # a progress bar, of which one takes a screen
+            tail.append(line)
 
 
 def _raise_for(code: int, messages: Sequence[Mapping[str, Any]], tail: deque[str]) -> None:

@@ -220,7 +220,8 @@ def test_cancel_leaves_no_process_and_the_run_is_canceled(shared: Path) -> None:
     with dg.DagsterInstance.get() as instance:
         run = instance.get_runs(limit=1)[0]
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=120)
+        assert "run again: what is complete is reused" in said
         canceled = instance.get_run_by_id(run.run_id)
         assert canceled is not None
         assert canceled.status == dg.DagsterRunStatus.CANCELED

@@ -56,11 +56,14 @@ def test_a_user_s_error_arrives_whole(tmp_path: Path) -> None:
 
 def test_a_crash_shows_the_last_lines_of_stderr(tmp_path: Path) -> None:
     script = """
+    sys.stderr.write("Loading weights:  50%|#####     | 1/2\\r" * 30)
     with open_dagster_pipes():
         raise RuntimeError("the cause")
     """
-    with pytest.raises(WorkerFailed, match=r"code 1(.|\n)*RuntimeError: the cause(.|\n)*remedy"):
+    pattern = r"code 1(.|\n)*RuntimeError: the cause(.|\n)*remedy"
+    with pytest.raises(WorkerFailed, match=pattern) as failed:
         run(script, tmp_path)
+    assert "Loading weights" not in str(failed.value), "progress takes the place of what was said"
 
 
 def test_a_killed_worker_says_so(tmp_path: Path) -> None:
