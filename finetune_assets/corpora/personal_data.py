@@ -189,8 +189,8 @@ _API_KEY = re.compile(
     re.ASCII,
 )
 # Up to its END line; of a block that was cut, the lines of base64. JSON writes \n for line breaks.
-# Possessive where nothing inside can backtrack only: of a group that can, Python before 3.11.5 finds
-# nothing.
+# Possessive only where nothing inside can backtrack: of a group that can, Python before 3.11.5
+# finds nothing.
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?:(?!-----)[\s\S]){40,}-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
