@@ -94,11 +94,16 @@ def said(location: Location, items: list[ErrorDetails]) -> tuple[str, str]:
 
 def _wanted(key: str, messages: list[str]) -> str:
     """What to write instead, where pydantic says what a value should be."""
-    values = [re.split(", (?:unable|got)", m.removeprefix(SHOULD))[0] for m in messages]
-    if not all(SHOULD in message for message in messages):
+    if not all(message.startswith(SHOULD) for message in messages):
         return f"mend '{key}'"
-    before = {"'": "one of ", "g": "a value ", "l": "a value "}  # quoted words, greater, less
-    told = dict.fromkeys(f"{before.get(value[0], '')}{value}" for value in values)
+    told: dict[str, None] = {}
+    for message in messages:
+        value = re.split(", (?:unable|got)", message.removeprefix(SHOULD))[0]
+        if value.startswith(("greater", "less")):
+            value = f"a value {value}"
+        elif value.startswith("'"):
+            value = f"one of {value}"
+        told[value] = None
     return f"write {' or '.join(told)} for '{key}'"
 
 

@@ -108,7 +108,6 @@ def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any
 def _free_memory() -> None:
     import torch
 
-    gc.unfreeze()
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -124,8 +123,11 @@ def attempt(
     Args:
         stopping: a block around training, in which a trainer learns that it is to stop.
     """
-    with recovery.disk_full_readably(task.root):
-        return _attempt(task, report, copier, stopping)
+    try:
+        with recovery.disk_full_readably(task.root):
+            return _attempt(task, report, copier, stopping)
+    finally:
+        gc.unfreeze()  # what `loading` had set aside may be garbage now
 
 
 def _attempt(
