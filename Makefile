@@ -24,7 +24,7 @@ lint: $(VENV)/.tested
 	$(BIN)/yamllint .
 
 dev: install ## Dagster on :3000 and MLflow on :5000, over the stores that quickstart writes
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m finetune_assets.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m finetune_assets.commands.dev
 
 install: $(VENV)/.installed ## what `make quickstart` needs
 

@@ -48,10 +48,10 @@ def ours(source: Path, out: Path) -> dict[str, Any]:
     """The functions that the assets call, with the default configuration."""
     from finetune_assets.catalog.config import Dataset
     from finetune_assets.catalog.load import Entry
-    from finetune_assets.corpora.corpus import write_corpus
-    from finetune_assets.corpora.division import Division
-    from finetune_assets.corpora.raw import write_raw
-    from finetune_assets.corpora.sources import pin
+    from finetune_assets.data.corpora.corpus import write_corpus
+    from finetune_assets.data.sources.raw import write_raw
+    from finetune_assets.data.sources.sources import pin
+    from finetune_assets.data.splits.division import Division
 
     config = Dataset.model_validate({"sources": [str(source)], "base": "none"})
     entry = Entry("data_engine", str(out / "data_engine.yaml"), config)
@@ -85,7 +85,7 @@ def ours(source: Path, out: Path) -> dict[str, Any]:
 
 def baseline(source: Path, out: Path, bands: str | None) -> dict[str, Any]:
     from benchmarks import data_engine_baseline
-    from finetune_assets.corpora.near_duplicates import BAND_ROWS, BANDS
+    from finetune_assets.data.corpora.near_duplicates import BAND_ROWS, BANDS
 
     number, rows = map(int, bands.split("x")) if bands else (BANDS, BAND_ROWS)
     return data_engine_baseline.run(source, out, number, rows)

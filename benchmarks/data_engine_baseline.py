@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_assets.corpora.near_duplicates import SHINGLE
+from finetune_assets.data.corpora.near_duplicates import SHINGLE
 
 PROCESSES = 2
 BATCH_ROWS = 1000

@@ -95,7 +95,7 @@ class Project:
     def start(self, log: Path) -> "subprocess.Popen[bytes]":
         with log.open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "finetune_assets.cli", "run", NAME],
+                [sys.executable, "-m", "finetune_assets.commands.cli", "run", NAME],
                 cwd=ROOT,
                 env=self.environment(),
                 stdout=output,
@@ -223,12 +223,12 @@ def beginning(stage: str, project: Project) -> Callable[[], Any]:
     if stage == "save":
         return project.last_checkpoint
     task = {"tokenise": "training_sets", "train": "adapters"}[stage]
-    return lambda: project.having("finetune_assets.worker", task)
+    return lambda: project.having("finetune_assets.launch.worker", task)
 
 
 def kill(project: Project, victim: str) -> bool:
     """Send SIGKILL; False if there was no victim any more."""
-    names = {"worker": "finetune_assets.worker", "run": "finetune_assets.run"}
+    names = {"worker": "finetune_assets.launch.worker", "run": "finetune_assets.commands.run"}
     if victim == "all":
         # Stopped first, so that none sees another die: a machine that is lost is lost at once.
         chosen = project.processes()

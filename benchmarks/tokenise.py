@@ -46,7 +46,7 @@ class Measured:
 def ours(base: Path, source: Path, out: Path) -> dict[str, int]:
     """The function that the asset's worker calls."""
     from finetune_assets.catalog.training import Training
-    from finetune_assets.tokenization.training_set import build
+    from finetune_assets.models.tokenization.training_set import build
 
     statistics = build(
         base,
@@ -144,8 +144,8 @@ def rows_of(count: int, work: Path) -> dict[str, Path]:
     import polars as pl
 
     from benchmarks.data_engine_rows import rows
-    from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA
-    from finetune_assets.corpora.parquet import writing_parquet
+    from finetune_assets.data.conversations.conversations import CONVERSATION_SCHEMA
+    from finetune_assets.storage.parquet import writing_parquet
 
     paths = {name: work / f"{name}-{count}.parquet" for name in ENGINES}
     if all(path.exists() for path in paths.values()):
@@ -188,7 +188,7 @@ def tokenizer_of(model: str, work: Path) -> Path:
     if not folder.exists():
         from transformers import AutoTokenizer
 
-        from finetune_assets.training.base_model import gguf_file
+        from finetune_assets.models.bases.reference import gguf_file
 
         file = gguf_file(model, "benchmark")
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

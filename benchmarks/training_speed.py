@@ -138,9 +138,10 @@ class Printed:
 def train_ours(recipe: dict[str, Any], work: Path, out: Path) -> None:
     """What the workers of `training_sets` and `adapters` do, one after another."""
     from finetune_assets.catalog.training import Training
-    from finetune_assets.tokenization.training_set import build
-    from finetune_assets.training.hardware import this_machine
-    from finetune_assets.training.train import Request, train
+    from finetune_assets.models.planning.hardware import this_machine
+    from finetune_assets.models.runs.train import train
+    from finetune_assets.models.tokenization.training_set import build
+    from finetune_assets.models.training.task import Request
 
     training = Training(
         **recipe,
@@ -175,7 +176,7 @@ def prepare(file: Path, count: int, work: Path) -> list[dict[str, str]]:
     """Base and rows in `work`, as each contender reads them; returns the rows held out."""
     import polars as pl
 
-    from finetune_assets.training import base_model
+    from finetune_assets.models.bases import prepare as base_model
 
     rows = read_rows(file, count + HELD_OUT)
     held_out = rows[:: len(rows) // HELD_OUT][:HELD_OUT]
@@ -259,9 +260,9 @@ def validation_loss(base: Path, trained: Path, rows: list[dict[str, str]]) -> fl
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_assets.tokenization.contexts import join
-    from finetune_assets.tokenization.rows import RowTokenizer
-    from finetune_assets.training.loss import mean_loss
+    from finetune_assets.models.kernels.loss import mean_loss
+    from finetune_assets.models.tokenization.contexts import join
+    from finetune_assets.models.tokenization.rows import RowTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if trained.is_dir():

@@ -59,8 +59,8 @@ def plain_trl(
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
-    from finetune_assets.training.hardware import this_machine
-    from finetune_assets.training.loading import keep_quantised_layers_trainable
+    from finetune_assets.models.adapters.loading import keep_quantised_layers_trainable
+    from finetune_assets.models.planning.hardware import this_machine
 
     hardware = this_machine()
     quantization = BitsAndBytesConfig(
@@ -110,13 +110,13 @@ def ours(
     import numpy as np
 
     from finetune_assets.catalog.training import Training
-    from finetune_assets.tokenization.contexts import writing
-    from finetune_assets.tokenization.pack import one_each
-    from finetune_assets.tokenization.render import IGNORED
-    from finetune_assets.tokenization.rows import RowTokenizer
-    from finetune_assets.training.hardware import this_machine
-    from finetune_assets.training.report import Quiet
-    from finetune_assets.training.train import Request, train
+    from finetune_assets.models.planning.hardware import this_machine
+    from finetune_assets.models.runs.train import train
+    from finetune_assets.models.tokenization.contexts import writing
+    from finetune_assets.models.tokenization.pack import one_each
+    from finetune_assets.models.tokenization.render import IGNORED
+    from finetune_assets.models.tokenization.rows import RowTokenizer
+    from finetune_assets.models.training.task import Quiet, Request
 
     tokenize = RowTokenizer.of(load_tokenizer(base), str(base))
     tokens = tokenize([{"messages": m} for m in conversations])
@@ -140,9 +140,9 @@ def validation_loss(base: Path, adapter: Path, conversations: list[Any]) -> floa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from finetune_assets.tokenization.contexts import join
-    from finetune_assets.tokenization.rows import RowTokenizer
-    from finetune_assets.training.loss import mean_loss
+    from finetune_assets.models.kernels.loss import mean_loss
+    from finetune_assets.models.tokenization.contexts import join
+    from finetune_assets.models.tokenization.rows import RowTokenizer
 
     tokenize = RowTokenizer.of(load_tokenizer(base), str(base))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--epochs", type=float, default=2)
     options = parser.parse_args()
-    from finetune_assets.training.base_model import prepare
+    from finetune_assets.models.bases.prepare import prepare
 
     conversations = read_rows(options.rows * 3 // 2)
     training, held_out = conversations[: options.rows], conversations[options.rows :]

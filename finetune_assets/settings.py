@@ -11,10 +11,10 @@ CATALOG_VARIABLE = "FINETUNE_CATALOG"
 """Folder of dataset YAML files, a path or any fsspec URI. Default: `catalog`."""
 
 STORAGE_VARIABLE = "FINETUNE_STORAGE"
-"""Root of the artefact store, a path or any fsspec URI. Default: `storage`."""
+"""Root of the artifact store, a path or any fsspec URI. Default: `storage`."""
 
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
-"""MLflow tracking and registry store. Default: SQLite beside the artefacts."""
+"""MLflow tracking and registry store. Default: SQLite beside the artifacts."""
 
 DAGSTER_VARIABLE = "DAGSTER_HOME"
 """Dagster's instance folder. Default: `.dagster_home`."""
@@ -33,7 +33,7 @@ def catalog_uri() -> str:
 
 
 def storage_uri() -> str:
-    """The artefact root: a path (made absolute) or a URI."""
+    """The artifact root: a path (made absolute) or a URI."""
     return _absolute(os.environ.get(STORAGE_VARIABLE) or "storage")
 
 
@@ -50,7 +50,7 @@ def mlflow_uri() -> str:
 
 
 def mlflow_artifact_root() -> str | None:
-    """Where MLflow puts artefacts of a local SQLite store; None leaves it to a tracking server."""
+    """Where MLflow puts artifacts of a local SQLite store; None leaves it to a tracking server."""
     if not mlflow_uri().startswith("sqlite:"):
         return None
     root = storage_uri()

@@ -12,7 +12,7 @@ from finetune_assets.catalog.config import Dataset
 from finetune_assets.catalog.explain import valid_keys
 from finetune_assets.catalog.load import parse
 from finetune_assets.catalog.training import Training
-from finetune_assets.training.passthrough import require_valid
+from finetune_assets.models.training.passthrough import require_valid
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*/*.md"))]

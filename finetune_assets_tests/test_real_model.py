@@ -8,7 +8,7 @@ import pytest
 
 from finetune_assets import settings
 from finetune_assets.catalog.load import load
-from finetune_assets.plan import plan
+from finetune_assets.commands.plan import plan
 from finetune_assets.registry import tracking
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def test_a_real_model_learns_and_is_promoted(
     monkeypatch.setenv(settings.DAGSTER_VARIABLE, str(tmp_path / "dagster"))
     monkeypatch.delenv(settings.MLFLOW_VARIABLE, raising=False)
     tracking.client.cache_clear()
-    command = [sys.executable, "-m", "finetune_assets.cli", "run", "real"]
+    command = [sys.executable, "-m", "finetune_assets.commands.cli", "run", "real"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "promoted" in done.stdout

@@ -9,7 +9,9 @@ from finetune_assets.catalog.combinations import WITHOUT_WARMUP
 from finetune_assets.catalog.section import Count, Section, Share, misfit
 from finetune_assets.catalog.sources import Source
 from finetune_assets.catalog.training import Training
-from finetune_assets.evaluation.metrics import MetricName
+
+MetricName = Literal["exact_match", "rouge_l", "chrf", "json_valid", "sql_execution"]
+"""Names of the metrics that compare an output with its reference; higher is better in all."""
 
 
 class Base(Section):

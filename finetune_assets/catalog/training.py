@@ -1,7 +1,7 @@
 """The `training:` of a dataset file: how a model is tuned, under the names of TRL and transformers.
 
 Every default is stated here once, with its unit and reason. What the hardware decides (batch of a
-forward pass, dtype, kernels) is `auto` or None here and resolved by `training/hardware.py`.
+forward pass, dtype, kernels) is `auto` or None here and resolved by `models/planning/hardware.py`.
 """
 
 import re

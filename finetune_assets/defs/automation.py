@@ -50,7 +50,7 @@ def changed_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
     content and the materialization that it follows, so a change that is taken back and made again
     starts a run again.
     """
-    from finetune_assets.corpora.sources import glance
+    from finetune_assets.data.sources.sources import glance
 
     seen: dict[str, Any] = json.loads(context.cursor or "{}")
     requests, problems = [], []
@@ -106,7 +106,7 @@ def is_due(schedule: str | None, tick: datetime) -> bool:
 
 def _content(entry: Entry) -> str:
     """Data version that `raw_datasets` would have now."""
-    from finetune_assets.corpora.sources import content_version, pin
+    from finetune_assets.data.sources.sources import content_version, pin
 
     with spool_folder() as scratch:
         return content_version(pin(entry, scratch), entry.config.sources)

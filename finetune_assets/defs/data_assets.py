@@ -12,8 +12,8 @@ from finetune_assets.defs.partitions import OWNER, Force, datasets
 from finetune_assets.defs.progress import RowProgress
 from finetune_assets.defs.spool import spool_folder
 from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, previous, upstream
-from finetune_assets.storage import artefacts
-from finetune_assets.storage.artefacts import Manifest
+from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage.artifacts import Manifest
 
 SPLIT_ASSETS = ("train_splits", "validation_splits", "test_splits")
 
@@ -32,14 +32,14 @@ READ_AT_CONVERSION = {"path", "query", "connection", "hub", "function", "argumen
 def raw_datasets(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
     """The rows of the dataset's sources as they arrived, each with its file and line."""
     with failing_readably(), spool_folder() as scratch:
-        from finetune_assets.corpora import sources
+        from finetune_assets.data.sources import sources
 
         entry = load(context.partition_key)
         declared = entry.config.sources
         pinned = sources.pin(entry, scratch)
 
         def work(manifest: Manifest, out: Path) -> dict[str, Any]:
-            from finetune_assets.corpora.raw import write_raw
+            from finetune_assets.data.sources.raw import write_raw
 
             manifest.data_version = sources.content_version(pinned, declared)
             return write_raw(pinned, declared, out)
@@ -73,11 +73,11 @@ def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.Mater
         before = previous(context, "prompt_corpora")
 
         def work(manifest: Manifest, out: Path) -> dict[str, Any]:
-            from finetune_assets.corpora.corpus import write_corpus
+            from finetune_assets.data.corpora.corpus import write_corpus
 
             raw = inputs["raw_datasets"]
             progress = RowProgress(context.log.info, raw.statistics["rows"])
-            rows = artefacts.local_copy(raw) / "rows.parquet"
+            rows = artifacts.local_copy(raw) / "rows.parquet"
             statistics = write_corpus(rows, entry.config, out, entry.uri, progress)
             manifest.data_version = statistics.pop("rows_hash")
             return statistics
@@ -122,12 +122,12 @@ def splits(context: dg.AssetExecutionContext, config: Force) -> Iterator[dg.Mate
     """Divide the corpus so that the same question, or nearly the same, never is in two splits."""
     results = []
     with failing_readably():
-        from finetune_assets.corpora.benchmarks import pinned_benchmarks
-        from finetune_assets.corpora.division import Division
+        from finetune_assets.data.splits.benchmarks import pinned_benchmarks
+        from finetune_assets.data.splits.division import Division
 
         entry = load(context.partition_key)
         inputs = upstream(context, "prompt_corpora")
-        folder = artefacts.local_copy(inputs["prompt_corpora"])
+        folder = artifacts.local_copy(inputs["prompt_corpora"])
         division = Division(folder, entry.config, entry.uri, entry.locate)
         dividing = {
             **entry.config.splits.model_dump(),

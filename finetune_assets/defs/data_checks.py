@@ -12,12 +12,12 @@ from finetune_assets.catalog.cleaning import Limit
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.catalog.load import Entry
 from finetune_assets.defs.metadata import table
-from finetune_assets.storage.artefacts import Manifest
-from finetune_assets.training import shape
-from finetune_assets.training.need import Counts, target
-from finetune_assets.training.operations import measured
-from finetune_assets.training.preflight import Plan, preflight
-from finetune_assets.training.tables import memory_rows, suggestion_rows
+from finetune_assets.models.planning import shape
+from finetune_assets.models.planning.need import Counts, target
+from finetune_assets.models.planning.preflight import Plan, preflight
+from finetune_assets.models.planning.speed import measured
+from finetune_assets.models.planning.tables import memory_rows, suggestion_rows
+from finetune_assets.storage.artifacts import Manifest
 
 CORPUS_CHECKS = {
     "rows_usable": "Every row became a conversation; rejected rows are listed with reasons.",
@@ -97,7 +97,7 @@ def corpus(
 
 
 def _drift(manifest: Manifest, before: Manifest | None, limit: Limit) -> dg.AssetCheckResult:
-    from finetune_assets.corpora.difference import variation
+    from finetune_assets.data.corpora.difference import variation
 
     if before is None or "languages" not in before.statistics:
         return limited("no_drift", 0.0, limit, "nothing to compare with yet")

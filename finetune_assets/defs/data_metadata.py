@@ -7,7 +7,7 @@ import dagster as dg
 from finetune_assets.defs import charts
 from finetune_assets.defs.markdown import conversations
 from finetune_assets.defs.metadata import Metadata, table
-from finetune_assets.storage.artefacts import Manifest
+from finetune_assets.storage.artifacts import Manifest
 
 
 def raw(manifest: Manifest) -> Metadata:
@@ -54,10 +54,10 @@ def corpus(manifest: Manifest, before: Manifest | None) -> Metadata:
 
 def _difference(manifest: Manifest, before: Manifest) -> Metadata:
     """Against the previous materialization; nothing if its files are gone."""
-    from finetune_assets.corpora.difference import difference
-    from finetune_assets.storage import artefacts
+    from finetune_assets.data.corpora.difference import difference
+    from finetune_assets.storage import artifacts as artifacts
 
-    paths = [artefacts.local_copy(m) / "rows.parquet" for m in (before, manifest)]
+    paths = [artifacts.local_copy(m) / "rows.parquet" for m in (before, manifest)]
     found = difference(*paths)
     shown: Metadata = {
         f"rows_{name}": found[name] for name in ("added", "removed", "changed", "unchanged")
@@ -109,9 +109,9 @@ NOTES = {
 
 
 def _column_schema(kind: str) -> dg.TableSchema:
-    from finetune_assets.corpora.conversations import CONVERSATION_SCHEMA, MESSAGES
-    from finetune_assets.corpora.division import COLUMNS
-    from finetune_assets.corpora.raw import RAW_SCHEMA
+    from finetune_assets.data.conversations.conversations import CONVERSATION_SCHEMA, MESSAGES
+    from finetune_assets.data.sources.raw import RAW_SCHEMA
+    from finetune_assets.data.splits.division import COLUMNS
 
     schema: dict[str, Any] = {
         "raw": RAW_SCHEMA,

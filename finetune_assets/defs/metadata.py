@@ -1,4 +1,4 @@
-"""What the Dagster UI shows of each artefact."""
+"""What the Dagster UI shows of each artifact."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,10 +7,10 @@ import dagster as dg
 
 from finetune_assets.defs import charts
 from finetune_assets.defs.markdown import masked
-from finetune_assets.storage.artefacts import MANIFEST, Manifest
+from finetune_assets.storage.artifacts import MANIFEST, Manifest
 
 if TYPE_CHECKING:
-    from finetune_assets.training.preflight import Plan
+    from finetune_assets.models.planning.preflight import Plan
 
 Metadata = dict[str, Any]
 
@@ -21,7 +21,7 @@ def result(
     shown: Metadata,
     checks: Sequence[dg.AssetCheckResult] = (),
 ) -> dg.MaterializeResult:
-    """The materialization of an artefact: the same, whether it was made or found."""
+    """The materialization of an artifact: the same, whether it was made or found."""
     common: Metadata = {
         "reused": reused,
         "manifest": dg.MetadataValue.path(f"{manifest.uri}/{MANIFEST}"),
@@ -79,7 +79,7 @@ def training_set(manifest: Manifest) -> Metadata:
 
 
 def adapter(manifest: Manifest, plan: "Plan | None") -> Metadata:
-    from finetune_assets.training.tables import estimate_table
+    from finetune_assets.models.planning.tables import estimate_table
 
     s = manifest.statistics
     shown: Metadata = {
@@ -116,7 +116,7 @@ def merged(manifest: Manifest) -> Metadata:
 
 def parity(manifest: Manifest) -> dg.AssetCheckResult:
     """Whether the merged model is the adapter's equal, within rounding of its stored dtype."""
-    from finetune_assets.merging.merge import TOLERANCE
+    from finetune_assets.models.merging.merge import TOLERANCE
 
     s = manifest.statistics
     limit = TOLERANCE[s["stored_dtype"]]
@@ -131,9 +131,9 @@ def parity(manifest: Manifest) -> dg.AssetCheckResult:
 
 def evaluation(manifest: Manifest) -> Metadata:
     from finetune_assets.evaluation.results import Report, compare_table
-    from finetune_assets.storage import artefacts
+    from finetune_assets.storage import artifacts as artifacts
 
-    folder = artefacts.local_copy(manifest)
+    folder = artifacts.local_copy(manifest)
     report = Report.model_validate_json((folder / "report.json").read_text())
     s = manifest.statistics
     shown: Metadata = {

@@ -9,8 +9,8 @@ from finetune_assets.defs import data_checks, metadata
 from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS, OWNER, Force, datasets
 from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
 from finetune_assets.errors import UserError
+from finetune_assets.storage import checkpoints
 from finetune_assets.storage.fingerprint import digest
-from finetune_assets.training import checkpoints
 
 TOKEN_KEYS = ("max_length", "long_rows", "packing", "loss_mask", "documents")
 """Keys of `training:` that `training_sets` reads; `adapters` reads the others."""
@@ -212,7 +212,7 @@ def _base_config(entry: Entry) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     from pathlib import Path
 
-    from finetune_assets.training.base_model import gguf_file, local_folder
+    from finetune_assets.models.bases.reference import gguf_file, local_folder
 
     model, template = entry.config.base.model, entry.config.base.chat_template
     files: list[Path] = []
@@ -251,13 +251,13 @@ def _evaluation_config(entry: Entry) -> dict[str, Any]:
 
 def _opponent(dataset: str, merged_data_version: str) -> dict[str, Any]:
     from finetune_assets.registry.register import opponent
-    from finetune_assets.storage import artefacts
+    from finetune_assets.storage import artifacts as artifacts
 
     champion = opponent(dataset, merged_data_version)
     if champion is None:
         return {}
     try:
-        return {"champion": artefacts.read(champion.manifest_uri)}
+        return {"champion": artifacts.read(champion.manifest_uri)}
     except UserError as error:
         raise UserError(
             error.where,

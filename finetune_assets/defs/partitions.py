@@ -16,4 +16,4 @@ class Force(dg.Config):
     """Run configuration of every asset."""
 
     force: bool = False
-    """Recompute, even where an artefact with this fingerprint exists."""
+    """Recompute, even where an artifact with this fingerprint exists."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_assets import settings
-from finetune_assets.storage.processes import is_gone, this_process
+from finetune_assets.processes.identity import is_gone, this_process
 
 
 @contextmanager

@@ -12,10 +12,10 @@ import dagster as dg
 
 from finetune_assets.catalog.load import Entry
 from finetune_assets.errors import UserError
-from finetune_assets.launch.job import Job
-from finetune_assets.storage import artefacts
-from finetune_assets.storage.artefacts import MANIFEST, Manifest
+from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage.artifacts import MANIFEST, Manifest
 from finetune_assets.storage.fingerprint import fingerprint, library_versions
+from finetune_assets.storage.job import Job
 
 CODE_VERSIONS = {
     "raw_datasets": "2",
@@ -56,12 +56,12 @@ def make(
     work: Work | None = None,
     extra_config: Mapping[str, Any] | None = None,
 ) -> tuple[Manifest, bool]:
-    """The artefact of an asset, and whether it was there already.
+    """The artifact of an asset, and whether it was there already.
 
     Args:
         config: what the result depends on; part of the fingerprint.
         extra_config: what the worker needs besides (paths), not part of the fingerprint.
-        work: makes the artefact in this process; without it a worker process does.
+        work: makes the artifact in this process; without it a worker process does.
 
     Raises:
         dagster.Failure: something a user can mend.
@@ -69,7 +69,7 @@ def make(
     versions = {name: m.data_version for name, m in upstream.items()}
     libraries = library_versions(*LIBRARIES.get(asset, ()))
     identity = fingerprint(asset, CODE_VERSIONS[asset], config, versions, libraries)
-    if not force and (found := artefacts.find(asset, entry.name, identity)):
+    if not force and (found := artifacts.find(asset, entry.name, identity)):
         context.log.info(f"reusing {found.uri}: inputs, configuration and code are unchanged")
         return found, True
     manifest = Manifest(
@@ -86,7 +86,7 @@ def make(
     with tracked(context, manifest):
         _record_inputs(manifest, upstream)
         if work is not None:
-            with artefacts.writing(manifest) as out:
+            with artifacts.writing(manifest) as out:
                 manifest.statistics = work(manifest, out)
         else:
             job = Job(
@@ -97,18 +97,18 @@ def make(
                 dagster_run_id=context.run.run_id,
             )
             run_worker(context, asset, job)
-        made = artefacts.read(f"{manifest.uri}/{MANIFEST}")
+        made = artifacts.read(f"{manifest.uri}/{MANIFEST}")
         _record(made)
     return made, False
 
 
 def run_worker(context: dg.AssetExecutionContext, asset: str, job: Job) -> None:
-    """Make an artefact in a process group of its own."""
+    """Make an artifact in a process group of its own."""
     from finetune_assets.launch.process_group import ProcessGroupClient
 
     ProcessGroupClient().run(
         context,
-        command=[sys.executable, "-m", "finetune_assets.worker", asset],
+        command=[sys.executable, "-m", "finetune_assets.launch.worker", asset],
         extras=job.model_dump(mode="json"),
     )
 
@@ -166,7 +166,7 @@ def previous(context: dg.AssetExecutionContext, asset: str) -> Manifest | None:
     """Manifest of what this asset was before; None if it never was, or its files are gone."""
     uri = _newest_uri(context, asset)
     try:
-        return artefacts.read(uri) if uri else None
+        return artifacts.read(uri) if uri else None
     except UserError as error:
         context.log.warning(f"no comparison with the last materialization: {error}")
         return None
@@ -180,7 +180,7 @@ def _newest(context: dg.AssetExecutionContext, asset: str) -> Manifest:
             "it was never materialized",
             f"materialize {asset} first",
         )
-    return artefacts.read(uri)
+    return artifacts.read(uri)
 
 
 def _newest_uri(context: dg.AssetExecutionContext, asset: str) -> str | None:
@@ -220,7 +220,7 @@ def _record(manifest: Manifest) -> None:
     tracking.log_parameters(manifest.mlflow_run_id, manifest.config)
     tracking.set_tags(
         manifest.mlflow_run_id,
-        {"finetune.data_version": manifest.data_version, "finetune.artefact": manifest.uri},
+        {"finetune.data_version": manifest.data_version, "finetune.artifact": manifest.uri},
     )
     numbers = {
         key: float(value)

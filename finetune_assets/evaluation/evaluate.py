@@ -11,23 +11,23 @@ from typing import Any
 import polars as pl
 
 from finetune_assets.errors import UserError
-from finetune_assets.evaluation.generate import Generation, generate
 from finetune_assets.evaluation.metrics import RowScore, score
 from finetune_assets.evaluation.report import render
 from finetune_assets.evaluation.results import Report, Sample, Slice
-from finetune_assets.storage.artefacts import write_json
-from finetune_assets.tokenization.contexts import join
-from finetune_assets.tokenization.fit import cut_document
-from finetune_assets.tokenization.render import Tokens, stop_token_ids
-from finetune_assets.tokenization.rows import (
+from finetune_assets.models.kernels.generate import Generation, generate
+from finetune_assets.models.kernels.loss import mean_loss
+from finetune_assets.models.planning.hardware import Hardware, this_machine
+from finetune_assets.models.tokenization.contexts import join
+from finetune_assets.models.tokenization.fit import cut_document
+from finetune_assets.models.tokenization.render import Tokens, stop_token_ids
+from finetune_assets.models.tokenization.rows import (
     RowTokenizer,
     conversation,
     is_document,
     prompt_of_row,
     reference,
 )
-from finetune_assets.training.hardware import Hardware, this_machine
-from finetune_assets.training.loss import mean_loss
+from finetune_assets.storage.artifacts import write_json
 
 DOCUMENT_TOKENS = 2048
 """Tokens of a context in which the loss of a document is measured."""

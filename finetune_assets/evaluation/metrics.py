@@ -9,12 +9,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args
+from typing import NoReturn, get_args
 
+from finetune_assets.catalog.config import MetricName
 from finetune_assets.errors import UserError
-
-MetricName = Literal["exact_match", "rouge_l", "chrf", "json_valid", "sql_execution"]
-"""Names of the metrics that compare an output with its reference; higher is better in all."""
 
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 

@@ -14,8 +14,8 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from finetune_assets.errors import UserError
-from finetune_assets.launch.job import PARENT
 from finetune_assets.launch.reporter import OBSERVATION
+from finetune_assets.storage.job import PARENT
 
 GRACE_SECONDS = 60.0
 """From TERM to KILL: room to finish an optimizer step and write a checkpoint."""

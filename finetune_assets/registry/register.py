@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_assets.registry import tracking
 from finetune_assets.registry.promotion import decide
-from finetune_assets.storage import artefacts
-from finetune_assets.storage.artefacts import write_json
+from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage.artifacts import write_json
 
 if TYPE_CHECKING:
-    from finetune_assets.launch.job import Job
+    from finetune_assets.storage.job import Job
 
 MERGED_VERSION = "finetune.merged_models"
 """Version tag: data version of the merged model, by which a version is found again."""
@@ -93,7 +93,7 @@ def _existing(dataset: str, merged_data_version: str) -> str | None:
     return max((v.version for v in ready), key=int, default=None)
 
 
-def _create(job: "Job", merged: artefacts.Manifest, scores: dict[str, float]) -> str:
+def _create(job: "Job", merged: artifacts.Manifest, scores: dict[str, float]) -> str:
     import mlflow
     import torch
     from mlflow.exceptions import MlflowException
@@ -101,7 +101,7 @@ def _create(job: "Job", merged: artefacts.Manifest, scores: dict[str, float]) ->
 
     from finetune_assets.storage.fingerprint import library_versions
 
-    folder, dataset = artefacts.local_copy(merged), job.manifest.dataset
+    folder, dataset = artifacts.local_copy(merged), job.manifest.dataset
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     client = tracking.client()
     with mlflow.start_run(run_id=job.manifest.mlflow_run_id):
@@ -125,7 +125,7 @@ def _create(job: "Job", merged: artefacts.Manifest, scores: dict[str, float]) ->
         model_id=info.model_id,
         tags={
             MERGED_VERSION: merged.data_version,
-            MERGED_MANIFEST: f"{merged.uri}/{artefacts.MANIFEST}",
+            MERGED_MANIFEST: f"{merged.uri}/{artifacts.MANIFEST}",
             "dagster.run_id": job.dagster_run_id or "",
             "finetune.git_commit": job.manifest.git_commit or "",
             **{f"finetune.score.{name}": f"{value:.6g}" for name, value in scores.items()},

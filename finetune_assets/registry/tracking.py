@@ -1,4 +1,4 @@
-"""MLflow runs: one per artefact that is made, also by several attempts, with its true status."""
+"""MLflow runs: one per artifact that is made, also by several attempts, with its true status."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 from finetune_assets import settings
-from finetune_assets.storage import processes
+from finetune_assets.processes import identity as processes
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 ROOT_RUN = "dagster.root_run_id"
@@ -37,7 +37,7 @@ def client() -> Any:
 
 
 def experiment_id(dataset: str) -> str:
-    """The dataset's experiment; created, with artefacts beside ours, if it is not there."""
+    """The dataset's experiment; created, with artifacts beside ours, if it is not there."""
     found = client().get_experiment_by_name(dataset)
     if found:
         return found.experiment_id
@@ -46,7 +46,7 @@ def experiment_id(dataset: str) -> str:
 
 
 def start_run(dataset: str, asset: str, root_run_id: str, tags: dict[str, str]) -> str:
-    """Open a run for an artefact that is to be made, or open again that of an earlier attempt.
+    """Open a run for an artifact that is to be made, or open again that of an earlier attempt.
 
     An attempt is told by its Dagster root run, as on a retry, or by the same asset and fingerprint
     if its run has not finished: whoever runs again after a kill goes on with the same work.

@@ -1,1 +1,1 @@
-"""Content-addressed artefacts on any fsspec URI."""
+"""Content-addressed artifacts on any fsspec URI."""

@@ -1,4 +1,4 @@
-"""Fingerprints: the identity of an artefact is the identity of what it is made from."""
+"""Fingerprints: the identity of an artifact is the identity of what it is made from."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def fingerprint(
     upstream: Mapping[str, str],
     libraries: Mapping[str, str],
 ) -> str:
-    """Identity of the artefact that a task makes from these inputs."""
+    """Identity of the artifact that a task makes from these inputs."""
     return digest(
         {
             "asset": asset,

@@ -19,10 +19,10 @@ import psutil
 import pytest
 
 from finetune_assets import settings
+from finetune_assets.commands.run import execute
 from finetune_assets.registry import tracking
-from finetune_assets.run import execute
-from finetune_assets.storage import artefacts
-from finetune_assets.storage.artefacts import Manifest
+from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage.artifacts import Manifest
 from finetune_assets_tests.defs.test_definitions import ASSETS
 from finetune_assets_tests.tiny import RECIPE, write_rows
 
@@ -49,7 +49,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterato
 
 
 def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "finetune_assets.cli", *arguments]
+    command = [sys.executable, "-m", "finetune_assets.commands.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
@@ -79,7 +79,7 @@ def made(shown: dict[str, dict[str, Any]]) -> set[str]:
 
 
 def manifest(asset: str) -> Manifest:
-    return artefacts.read(str(materializations()[asset]["manifest"]))
+    return artifacts.read(str(materializations()[asset]["manifest"]))
 
 
 def recipe(folder: Path, old: str, new: str) -> None:
@@ -127,7 +127,7 @@ def test_the_champion_loads_with_stock_mlflow_and_generates(shared: Path) -> Non
     model, tokenizer = loaded["model"], loaded["tokenizer"]
     ids = tokenizer("what", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=3).shape[1] > ids["input_ids"].shape[1]
-    merged = artefacts.local_copy(manifest("merged_models"))
+    merged = artifacts.local_copy(manifest("merged_models"))
     from transformers import AutoModelForCausalLM
 
     expected = AutoModelForCausalLM.from_pretrained(merged).state_dict()
@@ -162,15 +162,15 @@ def test_evaluation_settings_do_not_retrain(shared: Path) -> None:
     assert len(versions) == 1, "the same model is registered once"
 
 
-def test_what_a_kill_left_of_an_artefact_is_made_again(shared: Path) -> None:
-    folder = artefacts.local_copy(manifest("training_sets"))
+def test_what_a_kill_left_of_an_artifact_is_made_again(shared: Path) -> None:
+    folder = artifacts.local_copy(manifest("training_sets"))
     (folder / "manifest.json").unlink()
     assert made(run_again()) == {"training_sets"}
 
 
 def test_a_changed_row_retrains_and_meets_the_champion(shared: Path) -> None:
     rows = shared / "catalog" / "rows.jsonl"
-    split = artefacts.local_copy(manifest("train_splits")) / "rows.parquet"
+    split = artifacts.local_copy(manifest("train_splits")) / "rows.parquet"
     import polars as pl
 
     line = pl.read_parquet(split)["line"][0]
@@ -245,7 +245,7 @@ def start_until_training(
     root = shared / "storage" / "checkpoints"
     before = set(root.glob("*/checkpoint-*/complete"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "finetune_assets.cli", "run", "tiny"],
+        [sys.executable, "-m", "finetune_assets.commands.cli", "run", "tiny"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -260,6 +260,6 @@ def start_until_training(
     workers = [
         p
         for p in psutil.Process(process.pid).children(recursive=True)
-        if p.cmdline()[-2:] == ["finetune_assets.worker", "adapters"]
+        if p.cmdline()[-2:] == ["finetune_assets.launch.worker", "adapters"]
     ]
     return process, workers[0]

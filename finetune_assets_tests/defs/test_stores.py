@@ -1,4 +1,4 @@
-"""The whole graph on real servers: artefacts, catalog and files on S3, rows in PostgreSQL.
+"""The whole graph on real servers: artifacts, catalog and files on S3, rows in PostgreSQL.
 
 The tests of this file share one project and follow each other in time.
 """
@@ -15,12 +15,12 @@ import psycopg2
 import pytest
 
 from finetune_assets import settings
-from finetune_assets.corpora import files, sources
+from finetune_assets.data.sources import files, sources
 from finetune_assets.defs.data_assets import prompt_corpora, raw_datasets, splits
 from finetune_assets.defs.model_assets import base_models
 from finetune_assets.errors import UserError
 from finetune_assets.registry import tracking
-from finetune_assets.storage import artefacts
+from finetune_assets.storage import artifacts as artifacts
 from finetune_assets_tests.defs.test_automation import keys, tick
 from finetune_assets_tests.defs.test_definitions import ASSETS
 from finetune_assets_tests.defs.test_graph import (
@@ -88,7 +88,7 @@ def bucket(
         patch.chdir(folder)
         patch.setenv("ROWS_PASSWORD", quote(PASSWORD, safe=""))
         patch.setenv(settings.CATALOG_VARIABLE, f"{bucket.uri}/catalog")
-        patch.setenv(settings.STORAGE_VARIABLE, f"{bucket.uri}/artefacts")
+        patch.setenv(settings.STORAGE_VARIABLE, f"{bucket.uri}/artifacts")
         patch.setenv(settings.DAGSTER_VARIABLE, str(folder / "dagster"))
         patch.delenv(settings.MLFLOW_VARIABLE, raising=False)
         tracking.client.cache_clear()
@@ -136,7 +136,7 @@ def test_everything_is_made_and_lies_on_s3(bucket: Bucket) -> None:
     shown = materializations()
     assert made(shown) == ASSETS
     for asset, metadata in shown.items():
-        assert str(metadata["manifest"]).startswith(f"{bucket.uri}/artefacts/{asset}/tiny/")
+        assert str(metadata["manifest"]).startswith(f"{bucket.uri}/artifacts/{asset}/tiny/")
     raw = manifest("raw_datasets").statistics
     assert raw["rows"] == 60
     first, second, query = (file["file"] for file in raw["files"])
@@ -144,18 +144,18 @@ def test_everything_is_made_and_lies_on_s3(bucket: Bucket) -> None:
     assert query.startswith("query on postgresql://127.0.0.1:")
     assert not [name for name in ASSETS if Path("storage", name).exists()], "made on this disk"
     version = tracking.client().get_model_version_by_alias("tiny", "champion")
-    assert bucket.contents(f"artefacts/mlflow/tiny/models/{version.source.rpartition('/')[2]}")
+    assert bucket.contents(f"artifacts/mlflow/tiny/models/{version.source.rpartition('/')[2]}")
 
 
 def test_the_password_is_nowhere(bucket: Bucket) -> None:
-    kept = written(Path()) | bucket.contents("artefacts")
+    kept = written(Path()) | bucket.contents("artifacts")
     address = b"query on postgresql://127.0.0.1:"
     shown = [path for path, content in kept.items() if address in content]
     for place in ("manifest.json", "mlflow.db", "dagster/history/runs/"):
         assert [path for path in shown if place in path], f"{place} is not searched"
     assert [path for path in kept if path.endswith(("first_run.txt", ".err"))]
     assert holding(kept, SECRETS) == []
-    named = pl.read_parquet(artefacts.local_copy(manifest("raw_datasets")) / "rows.parquet")
+    named = pl.read_parquet(artifacts.local_copy(manifest("raw_datasets")) / "rows.parquet")
     assert not [name for name in named["source"].unique() if quote(PASSWORD, safe="") in name]
 
 

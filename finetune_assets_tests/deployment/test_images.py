@@ -84,4 +84,4 @@ def test_code_server_serves_the_definitions(dockerfile: str) -> None:
 
 
 def test_the_worker_is_installed() -> None:
-    assert importlib.util.find_spec("finetune_assets.worker")
+    assert importlib.util.find_spec("finetune_assets.launch.worker")

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from finetune_assets import settings
 from finetune_assets.catalog.load import load, parse
+from finetune_assets.commands.check import show
 from finetune_assets.defs.data_assets import prompt_corpora, raw_datasets, splits
-from finetune_assets.preview import show
+from finetune_assets.models.training.passthrough import require_valid
 from finetune_assets.registry import tracking
-from finetune_assets.training.passthrough import require_valid
 
 FOLDER = Path(__file__).parents[2] / "examples" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))

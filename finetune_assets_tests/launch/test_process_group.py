@@ -72,7 +72,7 @@ def test_a_killed_worker_says_so(tmp_path: Path) -> None:
 
 
 def test_a_worker_whose_run_is_gone_before_it_begins_ends_at_once() -> None:
-    command = [sys.executable, "-m", "finetune_assets.worker", "adapters"]
+    command = [sys.executable, "-m", "finetune_assets.launch.worker", "adapters"]
     environment = {**os.environ, "FINETUNE_PARENT": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

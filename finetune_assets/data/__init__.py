@@ -1,0 +1,1 @@
+"""The wing of rows: from what arrived to splits without leaks."""

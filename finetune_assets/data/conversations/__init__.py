@@ -1,0 +1,1 @@
+"""Rows as canonical conversations, whatever their format."""

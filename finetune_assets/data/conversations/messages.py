@@ -1,0 +1,156 @@
+"""One turn of a conversation, out of every shape in which people write turns down."""
+
+import contextlib
+from typing import Any
+
+import orjson
+
+from finetune_assets.data.sources.files import parse
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "function_call": "assistant",
+}
+"""Canonical role of every name in use."""
+
+Message = dict[str, Any]
+
+
+class Unusable(Exception):
+    """Why one row cannot become a conversation, and in which column."""
+
+    def __init__(self, reason: str, column: str | None = None) -> None:
+        self.reason, self.column = reason, column
+        super().__init__(reason)
+
+
+def message(role: str, content: str) -> Message:
+    return {"role": role, "content": content, "weight": None, "tool_calls": None}
+
+
+def messages_of(value: Any, column: str) -> list[Message]:
+    """Turns of OpenAI's `{role, content}` or sharegpt's `{from, value}`, also as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = parse(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, list) or not value:
+        raise Unusable("no messages", column)
+    messages: list[Message] = []
+    for index, given in enumerate(value):
+        made = _message(given, index, column)
+        last = messages[-1] if messages else None
+        # A sharegpt answer may speak before it calls; together they are one turn.
+        if (
+            last
+            and made["tool_calls"]
+            and not made["content"]
+            and last["role"] == "assistant"
+            and not last["tool_calls"]
+        ):
+            last["tool_calls"] = made["tool_calls"]
+        else:
+            messages.append(made)
+    return messages
+
+
+def _message(given: Any, index: int, column: str) -> Message:
+    if not isinstance(given, dict):
+        raise Unusable(f"message {index} is not an object", column)
+    name = given.get("role", given.get("from"))
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        known = ", ".join(dict.fromkeys(ROLES.values()))
+        raise Unusable(f"message {index} has no known role ({known})", column)
+    content = given.get("content", given.get("value"))
+    calls = given.get("tool_calls") or None
+    if given.get("function_call"):
+        calls = [given["function_call"]]
+    if name == "function_call":
+        calls, content = _called(content, index, column), None
+    content = _joined(content, index, column)
+    weight = given.get("weight")
+    if weight not in (None, 0, 1) or isinstance(weight, str):
+        raise Unusable(f"the weight of message {index} is neither 0 nor 1", column)
+    return {
+        "role": role,
+        "content": (content or "") if calls else filled(content, index, name, column),
+        "weight": None if weight is None else float(weight),
+        "tool_calls": _calls(calls, index, column) if calls else None,
+    }
+
+
+def filled(content: Any, index: int, role: Any, column: str) -> str:
+    if not isinstance(content, str) or not content.strip():
+        raise Unusable(f"empty content in message {index} ({role})", column)
+    return content
+
+
+def _joined(content: Any, index: int, column: str) -> Any:
+    """OpenAI's content parts as one text."""
+    if not isinstance(content, list):
+        return content
+    given = [part.get("text") if isinstance(part, dict) else part for part in content]
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < len(given):
+        raise Unusable(f"message {index} holds more than text", column)
+    return "".join(texts)
+
+
+def _called(content: Any, index: int, column: str) -> list[Any]:
+    try:
+        calls = parse(content) if isinstance(content, str) else content
+    except ValueError as error:
+        raise Unusable(f"the function call in message {index} is not JSON", column) from error
+    return calls if isinstance(calls, list) else [calls]
+
+
+def _calls(calls: Any, index: int, column: str) -> str:
+    """OpenAI's list of tool calls as JSON text, with arguments as objects."""
+    if not isinstance(calls, list):
+        raise Unusable(f"the tool calls of message {index} are not a list", column)
+    made = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Unusable(f"a tool call of message {index} names no function", column)
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            # Arguments that are no JSON are passed on as the text they are.
+            with contextlib.suppress(ValueError):
+                arguments = parse(arguments) if arguments.strip() else {}
+        kept = {k: call[k] for k in ("id",) if k in call}
+        made.append(
+            {
+                **kept,
+                "type": "function",
+                "function": {"name": function["name"], "arguments": arguments},
+            }
+        )
+    return orjson.dumps(made).decode()
+
+
+def tools_of(value: Any, column: str | None) -> str | None:
+    """Descriptions of tools as JSON text of a list."""
+    if value is None or value == "" or value == []:
+        return None
+    try:
+        tools = parse(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise Unusable("the tools are not JSON", column) from error
+    if not isinstance(tools, list):
+        raise Unusable("the tools are not a list", column)
+    return orjson.dumps(tools).decode() if tools else None

@@ -1,0 +1,143 @@
+"""What people want to know of a corpus, without tokens: counts, lengths, languages, samples."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from finetune_assets.data.corpora.batch import UNUSABLE, Findings
+from finetune_assets.storage.fingerprint import LENGTH
+from finetune_assets.storage.parquet import ROW_GROUP, batches, take
+
+PREVIEW_ROWS = 6
+REJECTED_SHOWN = 10
+"""Rows shown of each step that removes rows."""
+
+STRETCHES, ROWS_FOR_LANGUAGE = 4, 300
+"""Rows, the first by hash, whose language is told."""
+
+OUTLIER_RANGES = 3
+"""Interquartile ranges above the third quartile from which an answer is far longer than others."""
+
+
+def describe(
+    folder: Path, findings: Findings, total: int, formats: dict[str, str]
+) -> dict[str, Any]:
+    """Statistics of a corpus folder as JSON values; `rows_hash` is its data version."""
+    rows = folder / "rows.parquet"
+    removed = findings.rejected
+    lengths = pl.read_parquet(rows, columns=["characters", "answer_characters"])
+    near = pl.scan_parquet(rows).select(pl.col("duplicate_of").is_not_null().sum()).collect().item()
+    return {
+        "rows": findings.accepted,
+        "total": total,
+        "rejected": sum(n for (step, _), n in removed.items() if step == UNUSABLE),
+        "removed": sum(removed.values()),
+        "reasons": [
+            {"step": step, "reason": reason, "rows": count}
+            for (step, reason), count in removed.most_common()
+            if count
+        ],
+        "rejected_preview": _rejected_preview(folder / "rejected.parquet"),
+        "formats": formats,
+        "repaired": dict(findings.repaired),
+        "exact_duplicates": _of_step(findings, "exact_duplicate"),
+        "near_duplicates": near + _of_step(findings, "near_duplicate"),
+        "personal_data": {
+            "rows": findings.personal_rows,
+            "kinds": dict(findings.personal),
+            "examples": findings.personal_examples,
+        },
+        "roles": dict(findings.roles),
+        "cut_turns": findings.cut_turns,
+        "languages": languages(rows),
+        "characters": histogram(lengths["characters"]),
+        "answer_characters": histogram(lengths["answer_characters"]),
+        "answer_outliers": outliers(lengths["answer_characters"]),
+        "preview": preview(rows),
+        "rows_hash": rows_hash(rows, ["id", "split", "attributes", "source_index"]),
+    }
+
+
+def _of_step(findings: Findings, wanted: str) -> int:
+    return sum(n for (step, _), n in findings.rejected.items() if step == wanted)
+
+
+def _rejected_preview(path: Path) -> list[dict[str, Any]]:
+    """A few rows of every step, with the beginning of what was removed."""
+    steps = pl.scan_parquet(path).select("step").unique().sort("step").collect()["step"]
+    shown = [
+        pl.scan_parquet(path).filter(pl.col("step") == step).head(REJECTED_SHOWN).collect()
+        for step in steps
+    ]
+    order = ["source", "line", "step", "reason", "row"]
+    rows = pl.concat(shown).select(order) if shown else pl.DataFrame()
+    return rows.with_columns(pl.col("row").str.slice(0, 100)).to_dicts() if shown else []
+
+
+def preview(rows: Path) -> list[dict[str, Any]]:
+    """The first rows of every source, as far as PREVIEW_ROWS go."""
+    light = pl.read_parquet(rows, columns=["source_index"], row_index_name="row")
+    each = max(1, PREVIEW_ROWS // max(1, light["source_index"].n_unique()))
+    first = light.group_by("source_index", maintain_order=True).head(each)["row"]
+    columns = ["id", "source", "line", "messages", "text", "chosen", "rejected", "tools"]
+    return take(rows, first.head(PREVIEW_ROWS).to_list(), columns).to_dicts()
+
+
+def rows_hash(path: Path, columns: list[str]) -> str:
+    """Hash of these columns of a Parquet file, in order, whatever its size."""
+    content = hashlib.sha256()
+    for frame in batches(path, 65_536, columns):
+        values = (pl.col(c).cast(pl.String).fill_null("\0") for c in columns)
+        text = frame.select(pl.concat_str(list(values), separator="\1")).to_series().str.join("\n")
+        content.update(text[0].encode() + b"\n")
+    return content.hexdigest()[:LENGTH]
+
+
+def histogram(values: pl.Series, bins: int = 40) -> dict[str, list[float]]:
+    """Edges (bins + 1) and counts (bins); values above the 99.5th percentile are in the last."""
+    if not values.len():
+        return {"edges": [], "counts": []}
+    import numpy as np
+
+    top = float(np.percentile(values.to_numpy(), 99.5))
+    clipped = np.minimum(values.to_numpy(), max(top, 1.0))
+    counts, edges = np.histogram(clipped, bins=bins)
+    return {"edges": edges.round(2).tolist(), "counts": counts.tolist()}
+
+
+def outliers(values: pl.Series) -> dict[str, float]:
+    """Share of values above Q3 + 3 IQR, and that limit."""
+    if not values.len():
+        return {"share": 0.0, "limit": 0.0, "rows": 0}
+    low, high = float(values.quantile(0.25) or 0), float(values.quantile(0.75) or 0)
+    limit = high + OUTLIER_RANGES * (high - low)
+    rows = int((values > limit).sum())
+    return {"share": rows / values.len(), "limit": limit, "rows": rows}
+
+
+def languages(rows: Path) -> dict[str, float]:
+    """Share of languages (ISO 639-1) among ROWS_FOR_LANGUAGE rows, most frequent first."""
+    import py3langid
+
+    text = pl.coalesce(
+        pl.col("text"),
+        pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n"),
+    )
+    # By hash, out of a few stretches of the file: reading all of it for so few rows is waste.
+    light = pl.read_parquet(rows, columns=["id"], row_index_name="row")
+    stretches = {i * light.height // STRETCHES // ROW_GROUP for i in range(STRETCHES)}
+    near = light.filter((pl.col("row") // ROW_GROUP).is_in(list(stretches)))
+    chosen = near.bottom_k(ROWS_FOR_LANGUAGE, by="id")["row"].to_list()
+    read = take(rows, chosen, ["text", "messages"])
+    sample = read.select(text.str.slice(0, 1000).alias("text"))["text"]
+    return shares(py3langid.classify(text)[0] for text in sample)
+
+
+def shares(values: Iterable[str]) -> dict[str, float]:
+    """Share of each value, most frequent first."""
+    counts = pl.Series(list(values), dtype=pl.String).value_counts(sort=True)
+    total = max(1, int(counts["count"].sum()))
+    return {name: round(count / total, 4) for name, count in counts.iter_rows()}

@@ -1,0 +1,188 @@
+"""What a dataset's sources are: found, pinned by content, read as one table of raw rows."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from finetune_assets import settings
+from finetune_assets.catalog.load import Entry
+from finetune_assets.catalog.sources import Source
+from finetune_assets.data.sources import files
+from finetune_assets.data.sources.explain import reached
+from finetune_assets.data.sources.spool import cheap_version, is_saved_dataset, spool, spool_saved
+from finetune_assets.errors import UserError
+from finetune_assets.storage.fingerprint import LENGTH, digest
+
+SETTLED_SECONDS = 2.0
+"""A file that changed less than this ago could change again without its time of change moving."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Rows of a source, pinned by the hash of their bytes."""
+
+    name: str
+    """How people know it: the file's URI, or the source's label."""
+    source_index: int
+    size: int
+    """Bytes."""
+    sha256: str
+    uri: str
+    """Where its bytes are now."""
+
+
+def pin(entry: Entry, scratch: Path) -> list[Pin]:
+    """Find and hash everything that a dataset's sources read.
+
+    Files are hashed where they lie, and only if size or time of change moved since they last were.
+    Rows of queries, functions and the hub are first written to `scratch`, one JSON object a line.
+
+    Raises:
+        UserError: a source is not there or cannot be read.
+    """
+    pinned: list[Pin] = []
+    for index, source in enumerate(entry.config.sources):
+        where = f"{entry.uri}: sources[{index}]"
+        if source.path is not None and not (saved := saved_dataset(entry, source)):
+            for uri in find(entry.locate(source.path), f"sources[{index}].path"):
+                pinned.append(Pin(uri, index, *content(uri), uri))
+            continue
+        target = scratch / f"{index}.jsonl"
+        if source.path is None:
+            spool(source, target, where, _folder(entry))
+        else:
+            spool_saved(saved, source.parts, target, where)  # type: ignore[arg-type]
+        with target.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        pinned.append(Pin(source.label, index, target.stat().st_size, sha256, str(target)))
+    return pinned
+
+
+def glance(entry: Entry) -> list[Any]:
+    """What tells, without reading rows, that sources may have changed; JSON values."""
+    seen: list[Any] = []
+    for index, source in enumerate(entry.config.sources):
+        if source.path is None:
+            version = cheap_version(source, f"{entry.uri}: sources[{index}]", _folder(entry))
+            seen.append([source.label, version])
+            continue
+        saved = saved_dataset(entry, source)
+        uris = (
+            sorted(str(p) for p in saved.rglob("*") if p.is_file())
+            if saved
+            else find(entry.locate(source.path), f"sources[{index}].path")
+        )
+        seen.extend([uri, _stat(uri)] for uri in uris)
+    return [seen, [_selection(s) for s in entry.config.sources]]
+
+
+def content_version(pinned: list[Pin], declared: list[Source]) -> str:
+    """Data version of the rows: their content and how it is sampled, not where it lies."""
+    return digest([[p.sha256, _selection(declared[p.source_index])] for p in pinned])
+
+
+def _selection(source: Source) -> int | float | None:
+    return source.sample
+
+
+def saved_dataset(entry: Entry, source: Source) -> Path | None:
+    """The folder that `Dataset.save_to_disk` wrote, if the source's path is one."""
+    located = entry.locate(source.path or "")
+    if "://" in located:
+        return None
+    folder = Path(located)
+    return folder if folder.is_dir() and is_saved_dataset(folder) else None
+
+
+def find(uri: str, key: str) -> list[str]:
+    """Files that a path, folder or glob stands for, sorted.
+
+    A folder stands for its data files at any depth; for its text files if it has no others.
+
+    Raises:
+        UserError: nothing matches, a file's type cannot be read, or a store cannot be reached.
+    """
+    prefix = uri.split("://")[0] + "://" if "://" in uri else ""
+    with reached(uri):
+        found = _matching(uri)
+    if not found:
+        raise UserError(uri, "no such file", f"mend `{key}` or put the file there")
+    for p in found:
+        if files.suffix_of(p) not in files.READERS:
+            raise UserError(
+                f"{prefix}{p}",
+                "not a type of file that can be read",
+                f"use {', '.join(files.READERS)}, also with .gz or .zst",
+            )
+    return [f"{prefix}{p}" for p in found]
+
+
+def _matching(uri: str) -> list[str]:
+    fs, path = fsspec.core.url_to_fs(uri)
+    fs.invalidate_cache()  # what it remembers hides objects that came since
+    if fs.isfile(path):
+        return [path]
+    if any(c in path for c in "*?["):
+        return [p for p in sorted(fs.glob(path)) if fs.isfile(p)]
+    if fs.isdir(path):
+        return _files_of(fs, path)
+    return [path] if fs.isfile(path) else []
+
+
+def _files_of(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    seen = sorted(p for p in fs.find(folder) if not _hidden(p[len(folder) :]))
+    readable = [p for p in seen if files.suffix_of(p) in files.READERS]
+    data = [p for p in readable if files.suffix_of(p) not in files.DOCUMENTS]
+    return data or readable
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in PurePosixPath(path).parts if part != "/")
+
+
+def _folder(entry: Entry) -> Path | None:
+    return None if "://" in entry.uri else Path(entry.uri).parent
+
+
+def _stat(uri: str) -> list[Any]:
+    """Size and what moves when content does: time of change, or an object store's ETag."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        found = os.stat(path)
+        return [found.st_size, found.st_mtime_ns, found.st_ino]
+    with reached(uri):
+        fs.invalidate_cache()
+        info = fs.info(path)
+    changed = info.get("ETag") or info.get("LastModified") or info.get("mtime")
+    return [info["size"], str(changed), 0]
+
+
+def content(uri: str) -> tuple[int, str]:
+    """Size and SHA-256 of a file, from the last time it was hashed if it did not move since."""
+    stat = _stat(uri)
+    kept = settings.local_state_folder() / "pins" / f"{digest(uri)[:LENGTH]}.json"
+    if kept.exists():
+        known = json.loads(kept.read_text())
+        if known["uri"] == uri and known["stat"] == stat:
+            return stat[0], known["sha256"]
+    with reached(uri), fsspec.open(uri, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
+    settled = not isinstance(stat[1], int) or time.time_ns() - stat[1] > SETTLED_SECONDS * 1e9
+    if settled:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        scratch = kept.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps({"uri": uri, "stat": stat, "sha256": sha256}))
+        scratch.replace(kept)
+    return stat[0], sha256
+
+
+def read(pinned: Pin) -> Iterator[files.Batch]:
+    """Rows of one pin, in batches, in order."""
+    return files.read(pinned.uri, pinned.name)

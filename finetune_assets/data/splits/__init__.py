@@ -1,0 +1,1 @@
+"""Rows divided so that no question is in two splits."""

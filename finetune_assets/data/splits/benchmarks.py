@@ -1,0 +1,64 @@
+"""Rows of public test sets, which must not stand in training data."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from finetune_assets.catalog.load import Entry
+from finetune_assets.catalog.sources import Source
+from finetune_assets.data.conversations.conversations import Conversation, Convert, converter
+from finetune_assets.data.conversations.formats import format_of
+from finetune_assets.data.conversations.messages import Unusable
+from finetune_assets.data.sources import files
+from finetune_assets.data.sources.sources import content, find
+from finetune_assets.data.splits.contamination import Batch, views_of
+from finetune_assets.errors import UserError
+
+
+def pinned_benchmarks(entry: Entry) -> list[list[str]]:
+    """Content hashes of every declared benchmark's files."""
+    key = "contamination.benchmarks"
+    return [
+        [content(uri)[1] for uri in find(entry.locate(benchmark), key)]
+        for benchmark in entry.config.contamination.benchmarks
+    ]
+
+
+def benchmark_texts(uri: str, where: str) -> Iterator[Batch]:
+    """Texts of a benchmark's rows, in lower case, in batches.
+
+    A row that is no conversation is compared by all of its text.
+    """
+    for file in find(uri, "contamination.benchmarks"):
+        convert = None
+        for batch in files.read(file):
+            rows = [files.parse(text) for _, text in batch]
+            if convert is None:
+                convert = _converter(rows, file, where)
+            texts = []
+            for row in rows:
+                try:
+                    made = convert(row)
+                    asked = " ".join(m["content"] for m in made.messages if m["role"] == "user")
+                    said = " ".join(turn["content"] for turn in made.turns())
+                except Unusable:
+                    said = " ".join(v for v in row.values() if isinstance(v, str))
+                    asked = said
+                texts += views_of(asked or said, said)
+            yield partial(pl.Series, texts, dtype=pl.String)
+
+
+def _converter(rows: list[dict[str, Any]], file: str, where: str) -> Convert:
+    """The one of the rows' format; benchmarks of no known format, such as bare questions, have
+    rows that are no conversations."""
+    source = Source(path=file)
+    try:
+        return converter(format_of(rows[:20], source, file), source, where)
+    except UserError:
+        return _no_conversation
+
+
+def _no_conversation(row: Mapping[str, Any]) -> Conversation:
+    raise Unusable("no known format")

@@ -1,0 +1,196 @@
+"""The tasks of the three splits: one corpus, divided once, written three times."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from finetune_assets.catalog.config import Dataset
+from finetune_assets.data.conversations.conversations import CONVERSATION_SCHEMA, SPLIT_NAMES
+from finetune_assets.data.corpora.statistics import preview, rows_hash
+from finetune_assets.data.splits import splits
+from finetune_assets.data.splits.benchmarks import benchmark_texts
+from finetune_assets.data.splits.contamination import Batch, Evaluation, text_of
+from finetune_assets.data.splits.splits import SET_ASIDE, Assignment
+from finetune_assets.errors import UserError
+from finetune_assets.storage.parquet import ROW_GROUP, batches, writing_parquet
+
+BATCH_ROWS = 1024
+"""About a megabyte of text: what n-grams are counted in stays within a core's cache."""
+
+EXAMPLES = 20
+"""Contaminated rows shown side by side with the training row that holds them."""
+
+COLUMNS = [name for name in CONVERSATION_SCHEMA if name != "split"]
+
+
+@dataclass
+class Division:
+    """A corpus folder and where its rows go."""
+
+    corpus: Path
+    config: Dataset
+    where: str
+    locate: Callable[[str], str]
+    """Resolves paths of the dataset file."""
+
+    @property
+    def rows(self) -> Path:
+        return self.corpus / "rows.parquet"
+
+    @cached_property
+    def assignment(self) -> Assignment:
+        rows = pl.read_parquet(self.rows, columns=splits.NODE_COLUMNS)
+        pairs = pl.read_parquet(self.corpus / "near_duplicates.parquet")
+        return splits.assign(rows, pairs, self.config.splits, self.where)
+
+    def write(self, name: str, out: Path) -> dict[str, Any]:
+        """Write one split's `rows.parquet` and return statistics, which speak of all three.
+
+        With the training split go the rows set aside, as `set_aside.parquet`; with the test split
+        the rows that overlap with training, as `contamination.parquet`.
+        """
+        path = out / "rows.parquet"
+        code = SPLIT_NAMES.index(name)
+        mine = (self.assignment.row == code).astype(np.int64)
+        self._write_rows(mine * self._copies() if name == "train" else mine, path)
+        # Only the test split is sliced by attributes; a change of them must not retrain.
+        identity = ["id", "attributes"] if name == "test" else ["id"]
+        if name == "train" and not pl.scan_parquet(path).select(pl.len()).collect().item():
+            raise UserError(
+                self.where,
+                f"the weights leave none of {int(mine.sum())} rows to train on",
+                "raise `weight` of a source",
+            )
+        statistics: dict[str, Any] = {
+            "rows": pl.scan_parquet(path).select(pl.len()).collect().item(),
+            "prompts": int(np.unique(self.assignment.node[self.assignment.row == code]).size),
+            "sizes": self.assignment.sizes(),
+            "set_aside": self.assignment.set_aside,
+            "largest_cluster": self.assignment.largest_cluster(),
+            "linked_questions": len(self.assignment.links),
+            "leaked_prompts": splits.straddling(self.assignment),
+            "sources": self._by_source(),
+            "preview": preview(path),
+            "rows_hash": rows_hash(path, identity),
+        }
+        if name == "train":
+            aside = (self.assignment.row == SET_ASIDE).astype(np.int64)
+            self._write_rows(aside, out / "set_aside.parquet")
+        if name == "test":
+            statistics["contamination"] = self._contamination(out / "contamination.parquet")
+        return statistics
+
+    def _write_rows(self, copies: np.ndarray, path: Path) -> None:
+        """Write every row as often as `copies` says, in rounds."""
+        schema = {name: CONVERSATION_SCHEMA[name] for name in COLUMNS}
+        with writing_parquet(path, schema) as write:
+            for times in range(1, int(copies.max(initial=0)) + 1):
+                start = 0
+                for frame in batches(self.rows, ROW_GROUP, COLUMNS):
+                    wanted = copies[start : start + frame.height] >= times
+                    write(frame.filter(pl.Series(wanted)))
+                    start += frame.height
+
+    def _copies(self) -> np.ndarray:
+        """How often each row stands in training, by its source's weight."""
+        weights = {i: s.weight for i, s in enumerate(self.config.sources)}
+        light = pl.read_parquet(self.rows, columns=["id", "source_index"])
+        if set(weights.values()) == {1.0}:
+            return np.ones(light.height, dtype=np.int64)
+        return splits.copies(light["id"], light["source_index"], weights)
+
+    def _by_source(self) -> list[dict[str, Any]]:
+        index = pl.read_parquet(self.rows, columns=["source_index"])["source_index"].to_numpy()
+        names = [*SPLIT_NAMES, "set_aside"]
+        return [
+            {
+                "source": source.label,
+                "weight": source.weight,
+                **{
+                    name: int(((index == i) & (self.assignment.row == code)).sum())
+                    for code, name in enumerate(names)
+                },
+            }
+            for i, source in enumerate(self.config.sources)
+        ]
+
+    def _contamination(self, path: Path) -> dict[str, Any]:
+        """Overlap of validation, test and benchmark rows with training rows."""
+        config = self.config.contamination
+        codes = {name: SPLIT_NAMES.index(name) for name in ("validation", "test")}
+        sizes = self.assignment.sizes()
+        evaluation = Evaluation(config.n, sum(sizes[name] for name in codes))
+        kinds: list[pl.Series] = []
+        groups: list[tuple[str, Iterator[Batch]]] = [
+            (name, self._texts(code)) for name, code in codes.items()
+        ]
+        groups += [(b, benchmark_texts(self.locate(b), self.where)) for b in config.benchmarks]
+        for name, texts in groups:
+            before = evaluation.count
+            evaluation.add(texts)
+            kinds.append(pl.Series([name]).new_from_index(0, evaluation.count - before))
+        kind = pl.concat(kinds)
+        training = SPLIT_NAMES.index("train")
+        found = evaluation.overlap(self._texts(training))
+        found = found.with_columns(kind.gather(found["row"]).alias("of"))
+        contaminated = found.filter(pl.col("overlap") >= config.overlap)
+        shown = self._named(contaminated, codes, training)
+        shown.write_parquet(path)
+        counts = dict(kind.value_counts().iter_rows())
+        return {
+            "n": config.n,
+            "overlap": config.overlap,
+            "rows": [
+                {
+                    "of": name,
+                    "rows": counts[name],
+                    "contaminated": (n := contaminated.filter(pl.col("of") == name).height),
+                    "share": round(n / counts[name], 5),
+                    "mean_overlap": round(
+                        float(found.filter(pl.col("of") == name)["overlap"].sum()) / counts[name], 5
+                    ),
+                }
+                for name in dict.fromkeys(kind.unique(maintain_order=True))
+            ],
+            "examples": shown.head(EXAMPLES).to_dicts(),
+        }
+
+    def _named(self, found: pl.DataFrame, codes: dict[str, int], training: int) -> pl.DataFrame:
+        """Give evaluation and training rows their files and lines."""
+        light = pl.read_parquet(self.rows, columns=["source", "line"]).select(
+            pl.format("{}:{}", "source", "line").alias("place")
+        )["place"]
+        row = self.assignment.row
+        mine = np.concatenate([np.flatnonzero(row == code) for code in codes.values()])
+        train = np.flatnonzero(row == training)
+        numbers = found["row"].to_numpy()
+        inside = numbers < len(mine)
+        corpus_row = mine[np.where(inside, numbers, 0)] if len(mine) else numbers
+        place = light.gather(corpus_row).zip_with(
+            pl.Series(inside), pl.Series(numbers - len(mine)).cast(pl.String)
+        )
+        return found.select(
+            "of",
+            place.alias("evaluation_row"),
+            light.gather(train[found["training_row"].to_numpy()]).alias("training_row"),
+            pl.col("overlap").round(3),
+            "ngrams",
+        )
+
+    def _texts(self, code: int) -> Iterator[Batch]:
+        start = 0
+        chosen = self.assignment.row == code
+        for frame in batches(self.rows, BATCH_ROWS, ["text", "messages", "chosen"]):
+            mask = pl.Series(chosen[start : start + frame.height])
+            start += frame.height
+            if mask.any():
+                yield partial(_text_of_some, frame, mask, training=code == 0)
+
+
+def _text_of_some(frame: pl.DataFrame, mask: pl.Series, *, training: bool) -> pl.Series:
+    return text_of(frame.filter(mask), training=training)

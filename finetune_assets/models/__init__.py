@@ -1,0 +1,1 @@
+"""The wing of weights: from a base to a merged model."""

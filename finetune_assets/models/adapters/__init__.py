@@ -1,0 +1,1 @@
+"""What is trained: a base made trainable, its adapter begun and saved."""

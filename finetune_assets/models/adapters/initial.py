@@ -1,0 +1,162 @@
+"""Adapters that begin from the base's own weights (PiSSA) or from what 4 bits lost (LoftQ).
+
+Both make the adapter relative to something else than the original base: PiSSA takes the first
+`B0 @ A0` out of the base, LoftQ adds it as a repair. What is published is `B @ A - B0 @ A0`, which
+applies to the original base. A resumed run must begin from the same `A0` and `B0`, and an SVD need
+not give the same twice on another machine, so they are kept beside the checkpoints.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from finetune_assets.catalog.training import Training
+from finetune_assets.errors import UserError
+from finetune_assets.models.bases.layout import Layout
+
+FROM_BASE = ("pissa", "loftq")
+"""Values of `lora.init` that read the base."""
+POWER_ITERATIONS = 16
+"""Of the randomised SVD; PiSSA's authors find its error negligible from here on."""
+
+Matrices = dict[str, Any]
+"""Float32 tensors under the names of an adapter file."""
+
+
+def begin(model: Any, training: Training, base: Path, kept: Path | None) -> None:
+    """Set every A and B of a fresh adapter, for PiSSA also the base's weights.
+
+    Args:
+        kept: file of the first matrices; read where it exists, else written.
+
+    Raises:
+        UserError: a layer has no such decomposition.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    layers = _layers(model, training)
+    if kept is not None and kept.exists():
+        first = load_file(kept)
+    else:
+        first = _decompose(layers, training, base)
+        if kept is not None:
+            _write(first, kept)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            a.data = first[f"{name}.lora_A.weight"].to(a.device)
+            b.data = first[f"{name}.lora_B.weight"].to(b.device)
+            if training.lora.init == "pissa":
+                weight = layer.get_base_layer().weight
+                part = _oriented(layer, layer.scaling["default"] * (b @ a))
+                weight.data = (weight.float() - part).to(weight.dtype)
+            if training.lora.dora:
+                _set_magnitude(layer, a, b)
+
+
+def difference(trained: Matrices, kept: Path, scale: float) -> Matrices:
+    """`trained` with `scale * (B @ A - B0 @ A0)` as one product of twice the rank and scale 1."""
+    import torch
+    from safetensors.torch import load_file
+
+    first = load_file(kept)
+    result = dict(trained)
+    for name in first:
+        new, old = trained[name].float().cpu(), first[name]
+        result[name] = (
+            torch.cat([new, old])
+            if name.endswith("lora_A.weight")
+            else scale * torch.cat([new, -old], dim=1)
+        )
+    return result
+
+
+def _layers(model: Any, training: Training) -> dict[str, Any]:
+    """The adapted layers by name; raises a UserError where one cannot be decomposed."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+    from peft.tuners.lora import LoraLayer
+    from transformers.pytorch_utils import Conv1D
+
+    init = training.lora.init
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    fits = Linear4bit if init == "loftq" else torch.nn.Linear | Conv1D
+    for name, layer in layers.items():
+        if not isinstance(layer.get_base_layer(), fits):
+            wanted = "of 4 bits" if init == "loftq" else "of whole weights"
+            raise UserError(
+                "training.lora.targets",
+                f"`init: {init}` needs linear layers {wanted}, which {name} is not",
+                "leave it out of `targets`, or write `init: default`",
+            )
+    return layers
+
+
+def _decompose(layers: dict[str, Any], training: Training, base: Path) -> Matrices:
+    """`scale * B @ A` is the best product of rank r for a weight, or for what 4 bits lost of it.
+
+    Where a layer is narrower than r, the rest of its rank begins as LoRA's does.
+    """
+    import torch
+
+    layout = Layout.of(base) if training.lora.init == "loftq" else None
+    result: Matrices = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(training.seed)
+        for name, layer in layers.items():
+            a = layer.lora_A["default"].weight.float().cpu().clone()
+            b = torch.zeros_like(layer.lora_B["default"].weight, dtype=torch.float32).cpu()
+            rank = min(training.lora.r, layer.in_features, layer.out_features)
+            matrix = _weight(layer) if layout is None else _lost(name, layer, layout)
+            u, s, v = torch.svd_lowrank(matrix, q=rank, niter=POWER_ITERATIONS)
+            root = (s / layer.scaling["default"]).sqrt()
+            a[:rank], b[:, :rank] = (root[:, None] * v.T).cpu(), (u * root).cpu()
+            result |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    return result
+
+
+def _weight(layer: Any) -> Any:
+    return _oriented(layer, layer.get_base_layer().weight.float())
+
+
+def _oriented(layer: Any, matrix: Any) -> Any:
+    """Between (out, in) and the layout of the layer, which GPT-2's layers store transposed."""
+    return matrix.T if layer.fan_in_fan_out else matrix
+
+
+def _lost(name: str, layer: Any, layout: Layout) -> Any:
+    """The layer's original weight less what its 4 bits hold."""
+    from peft.utils.integrations import dequantize_module_weight
+    from safetensors import safe_open
+
+    module = name.removeprefix("base_model.model.")
+    stored = [s for s, whole in layout.names.items() if whole == f"{module}.weight"]
+    if len(stored) != 1:
+        raise UserError(
+            "training.lora.init",
+            f"`loftq` needs the original weight of {module}, which the base's files hold in "
+            f"{len(stored)} parts",
+            "write `init: default`",
+        )
+    held = dequantize_module_weight(layer.get_base_layer()).float()
+    with safe_open(layout.files[stored[0]], framework="pt") as file:
+        original = file.get_tensor(stored[0]).to(held.device).float()
+    return (original.T if layout.is_transposed(module) else original) - held
+
+
+def _set_magnitude(layer: Any, a: Any, b: Any) -> None:
+    """DoRA's magnitude is the norm of the weight that training begins from."""
+    layer.lora_magnitude_vector["default"].update_layer(
+        base_layer=layer.get_base_layer(), lora_A=a, lora_B=b, scaling=layer.scaling["default"]
+    )
+
+
+def _write(matrices: Matrices, path: Path) -> None:
+    """In one rename, so that a kill leaves a whole file or none."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    save_file(matrices, scratch)
+    scratch.replace(path)

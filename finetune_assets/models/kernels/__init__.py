@@ -1,0 +1,1 @@
+"""How a model computes fast: attention, adapters, loss, norms, generation."""

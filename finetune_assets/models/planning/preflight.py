@@ -1,0 +1,99 @@
+"""Before a run: what it needs, whether the device has it, how long it takes, what would fit."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from finetune_assets.catalog.training import Training
+from finetune_assets.models.planning.memory import Memory, on_host, optimizer_bytes, trained
+from finetune_assets.models.planning.need import Counts, Need, Target, epochs, need
+from finetune_assets.models.planning.remedies import Suggestion, suggestions
+from finetune_assets.models.planning.schedule import Schedule
+from finetune_assets.models.planning.shape import Shape
+from finetune_assets.models.planning.speed import forward, seconds, training_pass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need."""
+
+    target: Target
+    needed: Memory
+    """Of one device."""
+    on_host: int
+    """Bytes of optimizer state that may be in the host's memory."""
+    checkpointing: bool
+    schedule: Schedule
+    counts: Counts
+    tokens: int
+    """Of all epochs."""
+    seconds: float | None
+    """Of training and its validation losses, without loading; None if no speed is known."""
+    price_per_hour: float
+    suggestions: tuple[Suggestion, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.needed.total <= self.target.memory
+
+    @property
+    def cost(self) -> float | None:
+        return None if self.seconds is None else self.seconds / 3600 * self.price_per_hour
+
+    def record(self) -> dict[str, Any]:
+        """JSON values, to be compared with what is measured later."""
+        return {
+            "device": self.target.hardware.name,
+            "devices": self.target.devices,
+            "needed_bytes": self.needed.total,
+            "parts_bytes": self.needed.parts(),
+            "available_bytes": self.target.memory,
+            "gradient_checkpointing": self.checkpointing,
+            "tokens": self.tokens,
+            "steps": self.schedule.total_steps,
+            "seconds": self.seconds,
+        }
+
+
+def preflight(shape: Shape, training: Training, target: Target, counts: Counts) -> Plan:
+    """What the run needs, and if that does not fit, what would."""
+    needed = need(shape, training, target, counts)
+    paged = on_host(needed.engine)
+    state = optimizer_bytes(trained(shape, training), needed.engine) if paged else 0
+    fits = needed.memory.total <= target.memory
+    return Plan(
+        target=target,
+        needed=needed.memory,
+        on_host=state,
+        checkpointing=needed.engine.checkpointing,
+        schedule=needed.schedule,
+        counts=counts,
+        tokens=round(epochs(needed.schedule, target, counts) * counts.tokens),
+        seconds=_seconds(shape, training, needed, target, counts),
+        price_per_hour=training.price_per_hour,
+        suggestions=() if fits else tuple(suggestions(shape, training, target, counts)),
+    )
+
+
+def _seconds(
+    shape: Shape, training: Training, needed: Need, target: Target, counts: Counts
+) -> float | None:
+    """Of training passes and validation losses, on all devices together."""
+    if target.speed is None:
+        return None
+    schedule, rate = needed.schedule, target.speed.operations
+    rounds = epochs(schedule, target, counts)
+    span, share = counts.tokens / counts.rows, counts.supervised / counts.tokens
+    work = training_pass(
+        shape,
+        training,
+        needed.engine,
+        tokens=rounds * counts.tokens / target.devices,
+        supervised=rounds * counts.supervised / target.devices,
+        span=span,
+    )
+    seen = ceil(schedule.total_steps / schedule.eval_steps) * counts.validation_tokens
+    losses = forward(shape, tokens=seen, supervised=seen * share, span=span) / target.devices
+    passes = schedule.total_steps * schedule.accumulation
+    trains = seconds(shape, training, needed.engine, target.speed, work=work, passes=passes)
+    return trains + losses / rate

@@ -1,0 +1,136 @@
+"""`python -m finetune_assets.models.runs.process FOLDER`: one of several processes of a run.
+
+Started by `runs/distributed.py` through `accelerate launch`, which says in the environment
+which one it is.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finetune_assets.errors import UserError
+from finetune_assets.models.runs import recovery
+from finetune_assets.models.runs.distributed import EVENTS, STOP, TASK, TRAINING, outcome_of
+from finetune_assets.models.training.attempt import attempt
+from finetune_assets.models.training.task import Quiet, Report, Task
+
+
+class Events:
+    """Reports and finished checkpoints, as lines of a file that the parent follows."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def _say(self, **event: Any) -> None:
+        self._file.write(json.dumps(event) + "\n")
+
+    def log(self, message: str) -> None:
+        self._say(log=message)
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self._say(metrics=values, step=step)
+
+    def observe(self, values: dict[str, Any]) -> None:
+        self._say(observe=values)
+
+    def put(self, name: str, removed: list[str]) -> None:
+        self._say(checkpoint=name, removed=removed)
+
+
+def main() -> None:
+    """Do this process's part, and say how it ended."""
+    from pydantic import TypeAdapter
+
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    told = json.loads((folder / TASK).read_text())
+    _end_with(told["parent"])
+    task = TypeAdapter(Task).validate_python(told["task"])
+    events = Events(folder / EVENTS)
+    report: Report = events if rank == 0 else Quiet()
+    try:
+        _join(task)
+        with recovery.disk_full_readably(task.root):
+            statistics = attempt(
+                task,
+                report,
+                events if told["copies"] else None,
+                lambda trainer: _stopping_together(folder, trainer),
+            )
+        _say(folder, rank, {"statistics": statistics})
+    except SystemExit:
+        _say(folder, rank, {"stopped": True})
+    except UserError as error:
+        shown = {"where": error.where, "cause": error.cause, "remedy": error.remedy}
+        _say(folder, rank, {"error": shown})
+        _leave(1)
+    except Exception as error:
+        traceback.print_exc()
+        _say(folder, rank, {"out_of_memory": recovery.ran_out_of_memory(error)})
+        _leave(1)
+    _part()
+    _leave(0)
+
+
+def _end_with(parent: int) -> None:
+    """Ask Linux for a KILL when the parent dies: this process has a session of its own."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the parent is gone")
+
+
+def _join(task: Task) -> None:
+    """Meet the other processes."""
+    from accelerate import PartialState
+
+    arguments = task.request.training.arguments
+    PartialState(
+        cpu=task.hardware.device == "cpu",
+        backend=arguments.get("ddp_backend"),
+        timeout=timedelta(seconds=arguments.get("ddp_timeout", 1800)),
+    )
+
+
+def _part() -> None:
+    """Leave when the last one is done, as the first may still be writing."""
+    import torch
+
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _stopping_together(folder: Path, trainer: Any) -> Iterator[None]:
+    """The parent asks by a file: a TERM ends this process at once, as when another has failed."""
+    trainer.asked_to_stop = (folder / STOP).exists
+    (folder / TRAINING).touch()
+    yield
+
+
+def _say(folder: Path, rank: int, outcome: dict[str, Any]) -> None:
+    """In one rename, so that the parent reads all of it or nothing."""
+    path = outcome_of(folder, rank)
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps({**outcome, "time": time.time()}))
+    scratch.replace(path)
+
+
+def _leave(code: int) -> NoReturn:
+    """At once: what Python would still do may wait for a process that waits for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

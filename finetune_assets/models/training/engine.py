@@ -1,0 +1,141 @@
+"""A model ready to be trained as fast as the hardware allows, and how it came to be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_assets.catalog.training import Training
+from finetune_assets.models.adapters.loading import adapter_in_float32, add_adapter, load_base
+from finetune_assets.models.kernels.attention import use_document_attention
+from finetune_assets.models.kernels.lora import dequantise_base, fuse_lora
+from finetune_assets.models.kernels.norms import fuse_norms
+from finetune_assets.models.planning.choices import pays_to_compile, precision
+from finetune_assets.models.planning.hardware import Hardware
+from finetune_assets.models.tokenization.contexts import Contexts
+
+
+@dataclass(frozen=True)
+class Engine:
+    model: Any
+    fused: bool
+    """Every trained layer computes in the hardware's dtype by itself, without autocast."""
+    kernels: dict[str, Any]
+    """What was chosen, for the manifest."""
+
+
+def build(
+    base: Path,
+    training: Training,
+    hardware: Hardware,
+    initial: Path,
+    *,
+    tokens: int,
+    checkpointing: bool,
+) -> Engine:
+    """Load the base, add what is trained, and choose how it is computed.
+
+    Args:
+        initial: file that keeps the matrices from which `pissa` and `loftq` begin.
+        tokens: that the run will train on; says whether compiling pays.
+        checkpointing: recompute activations in the backward pass.
+    """
+    model = load_base(base, hardware, training)
+    if hardware.document_attention:
+        use_document_attention(model)
+    model = add_adapter(model, training, base, initial)
+    divided = training.devices.count != 1 and training.devices.strategy in ("fsdp", "zero3")
+    compiled = not divided and pays_to_compile(training, hardware, tokens)
+    restored = fused = norms = 0
+    if training.method == "lora" and not divided:
+        restored = dequantise_base(model) if hardware.keep_dequantised else 0
+        fused = fuse_lora(model) if hardware.fused_lora else 0
+        norms = fuse_norms(model) if hardware.fused_norms and not compiled else 0
+    adapter_in_float32(model)
+    if checkpointing:
+        options = training.arguments.get("activation_checkpointing_kwargs")
+        model.gradient_checkpointing_enable(options or {"use_reentrant": False})
+        model.enable_input_require_grads()
+    if compiled:
+        for layer in layers(model):
+            layer.compile(dynamic=True)
+    kernels = {
+        "attention": model.config._attn_implementation,
+        "fused_lora_layers": fused,
+        "fused_norms": norms,
+        "dequantised_layers": restored,
+        "gradient_checkpointing": checkpointing,
+        "compiled": compiled,
+        "dtype": precision(training, hardware),
+    }
+    whole = training.method == "lora" and fused == _adapted_layers(model)
+    extra = training.lora.modules_to_save or training.lora.bias != "none"
+    return Engine(model, fused=whole and not extra, kernels=kernels)
+
+
+def _adapted_layers(model: Any) -> int:
+    from peft.tuners.lora.layer import LoraLayer
+
+    return sum(isinstance(module, LoraLayer) for module in model.modules())
+
+
+def layers(model: Any) -> list[Any]:
+    """The decoder layers: the parts that repeat, so that one compilation serves all."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def require_isolation(model: Any, contexts: Contexts, dtype: str) -> None:
+    """Two documents in one row give the logits that each gives alone, or training stops.
+
+    An architecture whose layers carry state along the row (recurrent, convolutional) mixes packed
+    documents without a word.
+
+    Raises:
+        UserError: packed documents see each other.
+    """
+    import numpy as np
+    import torch
+
+    from finetune_assets.errors import UserError
+    from finetune_assets.models.kernels.attention import offsets_as_mask, uses_document_attention
+    from finetune_assets.models.kernels.loss import collate_flat
+    from finetune_assets.models.tokenization.contexts import Context
+
+    found = next((c for c in contexts[:PROBED] if (c.position_ids == 0).sum() > 1), None)
+    if found is None:
+        return
+    ends = np.flatnonzero(np.append(found.position_ids, 0) == 0)
+    spans = [slice(ends[i], min(ends[i + 1], ends[i] + PROBE_TOKENS)) for i in (0, 1)]
+    alone = [Context(*(getattr(found, n)[s] for n in NAMES)) for s in spans]
+
+    def logits(parts: list[Context]) -> Any:
+        batch = {k: v.to(model.device) for k, v in collate_flat(parts).items()}
+        given = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+        if uses_document_attention(model):
+            given["attention_mask"] = offsets_as_mask(batch["offsets"])
+        return model(**given, use_cache=False).logits[0].float()
+
+    training = model.training
+    model.eval()
+    with torch.no_grad(), torch.autocast(model.device.type, getattr(torch, dtype)):
+        together = logits(alone)
+        apart = torch.cat([logits([part]) for part in alone])
+    model.train(training)
+    span = float(apart.max() - apart.min())
+    worst = float((together - apart).abs().max()) / span
+    if worst > ISOLATION[dtype]:
+        raise UserError(
+            "training.packing",
+            f"documents in one row see each other: logits differ by {worst:.1%} of their range "
+            "from those of each document alone",
+            "write `packing: false` and `per_device_train_batch_size: 1`, which put one document "
+            "into a row",
+        )
+
+
+PROBED, PROBE_TOKENS = 64, 64
+"""Contexts looked through for one with two documents, and tokens of each that are compared."""
+NAMES = ("input_ids", "labels", "position_ids")
+ISOLATION = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+"""Largest difference, as a share of the logits' range, that rounding explains."""

@@ -1,0 +1,64 @@
+"""Which contexts are learned when, the same for any number of processes.
+
+accelerate deals batches out to processes in turn, and repeats the first ones where the last round
+is not full. A repeated context would count twice, so rounds are filled with contexts without loss.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from finetune_assets.models.tokenization.contexts import Context, Contexts
+from finetune_assets.models.tokenization.render import IGNORED
+
+FILLER_TOKENS = 16
+"""Of a context that only keeps a process busy."""
+
+
+def without_loss(context: Context) -> Context:
+    """The beginning of a context, from which nothing is learned."""
+    start = Context(*(v[:FILLER_TOKENS] for v in vars(context).values()))
+    labels = start.labels.copy()
+    labels[:] = IGNORED
+    return replace(start, labels=labels)
+
+
+class FullRounds(Sequence[Context]):
+    """Contexts, and after them fillers up to a multiple of `round_size`."""
+
+    def __init__(self, contexts: Contexts, round_size: int) -> None:
+        self.contexts = contexts
+        self._length = math.ceil(len(contexts) / round_size) * round_size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if index < len(self.contexts):
+            return self.contexts[index]
+        return without_loss(self.contexts[0])
+
+
+def sampler(rounds: FullRounds, in_order: bool, data_seed: int | None) -> Any:
+    """Places in `rounds`: every context, shuffled as for one process or in order; then fillers."""
+    from accelerate.data_loader import SeedableRandomSampler
+    from torch.utils.data import Sampler, SequentialSampler
+
+    if in_order:
+        return SequentialSampler(rounds)  # pyright: ignore
+
+    class Shuffled(Sampler):
+        contexts = SeedableRandomSampler(rounds.contexts, data_seed=data_seed)
+
+        def __iter__(self) -> Iterator[int]:
+            yield from self.contexts
+            yield from range(len(rounds.contexts), len(rounds))
+
+        def __len__(self) -> int:
+            return len(rounds)
+
+        def set_epoch(self, epoch: int) -> None:
+            self.contexts.set_epoch(epoch)
+
+    return Shuffled()

@@ -1,0 +1,1 @@
+"""Pools, threads and the identity of processes."""

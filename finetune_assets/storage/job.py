@@ -1,0 +1,31 @@
+"""What a worker process is told: the artifact to make, and where its inputs are."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage.artifacts import Manifest
+
+PARENT = "FINETUNE_PARENT"
+"""Variable with the number of the process that a worker is to end with."""
+
+
+class Job(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    manifest: Manifest
+    """The artifact to make; files and statistics are still to be filled in."""
+    inputs: dict[str, str] = {}
+    """URI of the manifest of each upstream artifact, by asset."""
+    config: dict[str, Any] = {}
+    """The task's part of the dataset file, paths resolved."""
+    where: str
+    """The dataset file, named in errors."""
+    dagster_run_id: str | None = None
+
+    def input(self, asset: str) -> Manifest:
+        return artifacts.read(self.inputs[asset])
+
+    def folder(self, asset: str) -> Any:
+        """Local folder (a Path) with an upstream artifact's files."""
+        return artifacts.local_copy(self.input(asset))

@@ -1,0 +1,37 @@
+"""A process is told from another that has its number."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from finetune_assets.processes import identity as processes
+
+
+def test_a_process_is_gone_when_it_has_ended_also_if_nobody_has_asked_how() -> None:
+    script = "from finetune_assets.storage import processes; print(processes.here(), flush=True);"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script + "input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    name = child.stdout.readline().strip()
+    assert not processes.is_gone_from_here(name)
+    child.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert processes.is_gone_from_here(name), "what is left is its exit code"
+    child.communicate()
+    assert processes.is_gone_from_here(name)
+
+
+def test_the_same_number_is_not_the_same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not processes.is_gone(processes.this_process())
+    assert processes.is_gone(f"{os.getpid()}-1")
+    name = processes.here()
+    monkeypatch.setattr("socket.gethostname", lambda: "another-machine")
+    assert not processes.is_gone_from_here(name)
+    assert not processes.is_gone_from_here("")
