@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from pydantic import BaseModel, ConfigDict
@@ -22,6 +22,17 @@ from finetune_assets.storage.fingerprint import file_digest
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """What a task measured; each asset has its own record, kept as the manifest's statistics."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    peak_rss_gb: float | None = None
+    """Largest resident memory of the worker process, in GB; None where no worker made it."""
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class File(BaseModel):
@@ -55,8 +66,13 @@ class Manifest(BaseModel):
     """What the task measured; JSON values."""
     mlflow_run_id: str | None = None
 
+    def record(self, kind: type[AnyRecord]) -> AnyRecord:
+        """Return the statistics as the record that the asset's task wrote."""
+        return kind.model_validate(self.statistics)
+
     @property
     def uri(self) -> str:
+        """URI of the artifact's folder."""
         return folder(self.asset, self.dataset, self.fingerprint)
 
 

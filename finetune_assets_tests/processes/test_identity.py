@@ -11,7 +11,7 @@ from finetune_assets.processes import identity as processes
 
 
 def test_a_process_is_gone_when_it_has_ended_also_if_nobody_has_asked_how() -> None:
-    script = "from finetune_assets.storage import processes; print(processes.here(), flush=True);"
+    script = "from finetune_assets.processes import identity as processes; print(processes.here(), flush=True);"
     child = subprocess.Popen(
         [sys.executable, "-c", script + "input()"],
         stdin=subprocess.PIPE,
