@@ -1,5 +1,6 @@
 # Everything a user or a machine runs. Targets install what they need, once, with venv and pip.
-PYTHON ?= python3.11
+# The first of these that runs; a name may exist and still start nothing.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
@@ -29,6 +30,7 @@ dev: install ## Dagster on :3000 and MLflow on :5000, over the stores that quick
 install: $(VENV)/.installed ## what `make quickstart` needs
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 is found: install one, or name it: make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
