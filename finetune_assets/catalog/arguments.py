@@ -6,10 +6,22 @@ compares both with the SFTConfig that is installed.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
+from finetune_assets.catalog.section import Switch, misfit
+
 LogLevel = Literal["debug", "info", "warning", "error", "critical", "passive"]
+
+
+def _no_former_booleans(options: dict[str, Any]) -> dict[str, Any]:
+    for key, value in options.items():
+        if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+            raise misfit(f"`{key}` is the word '{value}': write true or false", key)
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_no_former_booleans)]
 
 
 @with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -24,23 +36,23 @@ class Arguments(TypedDict, total=False):
     """Added to the denominator of AdamW; default 1e-8."""
     optim_args: Annotated[str, Field(pattern=r"^\w+=[\w.+-]+(, *\w+=[\w.+-]+)*$")]
     """Options of sgd, adagrad or rmsprop, as `momentum=0.9,nesterov=true`."""
-    lr_scheduler_kwargs: dict[str, Any]
+    lr_scheduler_kwargs: Options
     """Options of `lr_scheduler_type`, e.g. `{min_lr_rate: 0.1}` of cosine_with_min_lr."""
-    activation_checkpointing_kwargs: dict[str, Any]
+    activation_checkpointing_kwargs: Options
     """Options of `gradient_checkpointing`, e.g. `{use_reentrant: false}`."""
-    activation_offloading: bool
+    activation_offloading: Switch
     """Keep activations in the memory of the host between forward and backward pass."""
     torch_empty_cache_steps: Annotated[int, Field(ge=1)]
     """Optimizer steps after which unused GPU memory is given back; a tenth slower at 1."""
-    full_determinism: bool
+    full_determinism: Switch
     """Deterministic kernels only; slower, and an error where there is none."""
     data_seed: int
     """Order of contexts; default: `training.seed`."""
-    eval_on_start: bool
+    eval_on_start: Switch
     """Validation loss before the first step too."""
     eval_delay: Annotated[float, Field(ge=0)]
     """Optimizer steps before the first validation loss."""
-    logging_first_step: bool
+    logging_first_step: Switch
     """Report the first step too, where `training.logging_steps` is above 1."""
     log_level: LogLevel
     """Of transformers' own log."""
@@ -52,15 +64,15 @@ class Arguments(TypedDict, total=False):
     """Processes that make batches; 0 makes them in the trainer, as contexts are in memory."""
     dataloader_prefetch_factor: Annotated[int, Field(ge=1)]
     """Batches that each of them holds ready."""
-    dataloader_persistent_workers: bool
+    dataloader_persistent_workers: Switch
     """Keep them from one epoch to the next."""
-    ddp_find_unused_parameters: bool
+    ddp_find_unused_parameters: Switch
     """Look for parameters without gradient at every step; for bases with unused layers."""
     ddp_bucket_cap_mb: Annotated[int, Field(ge=1)]
     """Megabytes of gradients that are exchanged together."""
-    ddp_broadcast_buffers: bool
+    ddp_broadcast_buffers: Switch
     """Copy the buffers of the first device to the others at every step."""
-    ddp_static_graph: bool
+    ddp_static_graph: Switch
     """The same parameters are used at every step."""
     ddp_backend: Literal["nccl", "gloo", "mpi", "xccl", "hccl"]
     """How devices speak with each other; default: nccl on CUDA, gloo on CPU."""

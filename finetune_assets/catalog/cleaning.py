@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune_assets.catalog.section import Count, Fraction, Section, Share, YamlWord
+from finetune_assets.catalog.section import Count, Fraction, Section, Share, Switch
 
 PersonalDataKind = Literal["email", "phone", "ip_address", "iban", "credit_card", "api_key"]
 
@@ -12,7 +12,7 @@ PersonalDataKind = Literal["email", "phone", "ip_address", "iban", "credit_card"
 class PersonalData(Section):
     """E-mail addresses, phone numbers and the like in the text of turns."""
 
-    action: Annotated[Literal["off", "report", "redact", "drop"], YamlWord] = "report"
+    action: Literal["off", "report", "redact", "drop"] = "report"
     """`report` counts and lists rows, `redact` writes [EMAIL] and the like in their place, `drop`
     sets the row aside."""
     kinds: list[PersonalDataKind] = [
@@ -31,7 +31,7 @@ class PersonalData(Section):
 class NearDuplicates(Section):
     """Rows that ask the same but for a few characters (MinHash LSH, then edit distance)."""
 
-    action: Annotated[Literal["off", "group", "drop"], YamlWord] = "group"
+    action: Literal["off", "group", "drop"] = "group"
     """`group` keeps them in one split, `drop` also sets aside all but the first whose answers are
     as near."""
     similarity: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
@@ -41,11 +41,11 @@ class NearDuplicates(Section):
 class Cleaning(Section):
     """Each step can be switched off; every change is counted, every removed row is kept aside."""
 
-    unicode_nfc: bool = True
+    unicode_nfc: Switch = True
     """Compose accents, so that one character has one spelling."""
-    control_characters: bool = True
+    control_characters: Switch = True
     """Remove control and zero-width characters and byte-order marks, which no reader sees."""
-    mojibake: bool = True
+    mojibake: Switch = True
     """Repair text that was decoded wrongly, such as Ã© for é."""
     min_answer_characters: Annotated[int, Field(ge=0)] = 1
     """Shorter answers are set aside."""

@@ -85,21 +85,6 @@ class Dataset(Section):
     schedule: Literal["daily", "weekly", "monthly"] | None = None
     """Run at 03:00 UTC every day, on Mondays, or on the first of the month."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _shorthands(cls, data: object) -> object:
-        """`base: MODEL` for `base: {model: MODEL}`; a source may be its path alone."""
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        if isinstance(data.get("base"), str):
-            data["base"] = {"model": data["base"]}
-        if isinstance(data.get("sources"), str):
-            data["sources"] = [data["sources"]]
-        if isinstance(data.get("sources"), list):
-            data["sources"] = [{"path": s} if isinstance(s, str) else s for s in data["sources"]]
-        return data
-
     @model_validator(mode="after")
     def _promotion_metric_is_measured(self) -> "Dataset":
         measured = ["loss", *self.evaluation.metric_names()]

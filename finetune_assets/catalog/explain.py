@@ -2,109 +2,125 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from reprlib import Repr
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from finetune_assets.catalog.arguments import Arguments
 from finetune_assets.catalog.config import Dataset
-from finetune_assets.catalog.document import place_of
+from finetune_assets.catalog.document import Location, Written, place_of
 from finetune_assets.catalog.trainer_keys import about, nearest
 from finetune_assets.errors import UserError
 
-Location = tuple[Any, ...]
+WANTED = {
+    "literal_error": "one of {expected}",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "a block of keys",
+    "greater_than": "a value greater than {gt}",
+    "greater_than_equal": "a value greater than or equal to {ge}",
+    "less_than": "a value less than {lt}",
+    "less_than_equal": "a value less than or equal to {le}",
+}
+"""What to write instead, by the type of pydantic's error; in braces, what its context says."""
 
-SHOULD = "Input should be "
+MOST = 20
+"""Errors of one file that are told."""
+
+_SHORT = Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 200, 200, 2
 
 
-def explain(error: ValidationError, data: Any, node: yaml.Node, uri: str) -> UserError:
-    """One error for all that is wrong, at the place of the first.
-
-    Args:
-        data: the values that were validated; `node` is their tree.
-    """
+def explain(error: ValidationError, file: Written) -> UserError:
+    """Return one error for all that is wrong in a file, at the place of the first."""
     found: dict[Location, list[ErrorDetails]] = {}
     for item in error.errors():
-        found.setdefault(_location(item, data), []).append(item)
+        found.setdefault(_location(item, file), []).append(item)
     # The form of a value that the user chose says more than those that were not chosen.
-    innermost = {k: v for k, v in found.items() if not any(_within(other, k) for other in found)}
+    outer = {location[:length] for location in found for length in range(len(location))}
+    innermost = [(location, items) for location, items in found.items() if location not in outer]
     where, causes, remedies = None, [], []
-    for location, items in innermost.items():
+    for location, items in innermost[:MOST]:
         cause, remedy = said(location, items)
-        place = _place(location, items[0], node)
-        where = where or place or uri
+        place = _place(location, items[0], file)
+        where = where or place or file.place
         causes.append(cause if place in (None, where) else f"{cause} ({place})")
         remedies.append(remedy)
-    return UserError(where or uri, _joined(causes), _joined(remedies))
+    more = len(innermost) - MOST
+    return UserError(
+        where or file.place,
+        _joined(causes) + (f"; and {more} more" if more > 0 else ""),
+        _joined(remedies),
+    )
 
 
 def _joined(parts: list[str]) -> str:
     return "; ".join(dict.fromkeys(parts))
 
 
-def _location(item: ErrorDetails, data: Any) -> Location:
-    """Where an error is, without pydantic's names for the forms that a value may have."""
-    kept: list[Any] = []
+def _location(item: ErrorDetails, file: Written) -> Location:
+    """Return where an error is, without pydantic's names for the forms that a value may have."""
+    kept: list[str | int] = []
     for part in item["loc"]:
-        here = list(range(len(data))) if isinstance(data, list) else data
-        if isinstance(here, list | dict) and part in here:
-            data = data[part]
+        if place_of((*kept, part), file, whole=True):
             kept.append(part)
     return (*kept, item["loc"][-1]) if item["type"] == "missing" else tuple(kept)
 
 
-def _within(location: Location, outer: Location) -> bool:
-    return len(location) > len(outer) and location[: len(outer)] == outer
-
-
-def _place(location: Location, item: ErrorDetails, node: yaml.Node) -> str | None:
-    """FILE:LINE of the key that is wrong, or of the first written one of those that do not fit."""
-    around = place_of(location, node)
-    for key in item.get("ctx", {}).get("keys", ()):
-        place = place_of((*location, *key.split(".")), node, whole=True)
-        if place:
-            return place
-    return around
+def _place(location: Location, item: ErrorDetails, file: Written) -> str | None:
+    """Return FILE:LINE of the key that is wrong, or of the first written one of those that do not
+    fit."""
+    misfits = [(*location, *key.split(".")) for key in item.get("ctx", {}).get("keys", ())]
+    written = (place for keys in misfits if (place := place_of(keys, file, whole=True)))
+    return next(written, place_of(location, file))
 
 
 def said(location: Location, items: list[ErrorDetails]) -> tuple[str, str]:
-    """Cause and remedy."""
+    """Return cause and remedy of what is wrong at a location, one item for each form of value."""
     item, key = items[0], ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
         return _unknown(key, location)
     if item["type"] == "missing":
         return f"missing key '{key}'", f"add '{key}'"
-    messages = [i["msg"].removeprefix("Value error, ") for i in items]
-    message = " or ".join(dict.fromkeys(messages))
+    message = " or ".join(dict.fromkeys(_message(i) for i in items))
     if item["type"] == "misfit":
         return message, f"mend {' or '.join(_full(location, item['ctx']['keys']))}"
     if not location:
         return message, "mend 'file'"
     if item["type"] == "model_type":
-        cause = f"'{key}' is {item['input']!r}, where a block of keys is expected"
+        cause = f"'{key}' is {_SHORT.repr(item['input'])}, where a block of keys is expected"
         return cause, f"write below '{key}' what you mean: {', '.join(valid_keys(location))}"
-    cause = f"'{key}' is {item['input']!r}: {message}"
-    words = [w for i in items for w in re.findall("'(.*?)'", i.get("ctx", {}).get("expected", ""))]
+    cause = f"'{key}' is {_SHORT.repr(item['input'])}: {message}"
+    words = [word for i in items for word in _words(i.get("ctx", {}))]
     near = difflib.get_close_matches(str(item["input"]), words, n=1)
-    return cause, f"did you mean '{near[0]}'?" if near else _wanted(key, messages)
+    return cause, f"did you mean '{near[0]}'?" if near else _remedy(key, items)
 
 
-def _wanted(key: str, messages: list[str]) -> str:
-    """What to write instead, where pydantic says what a value should be."""
-    if not all(message.startswith(SHOULD) for message in messages):
+def _message(item: ErrorDetails) -> str:
+    return str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"]
+
+
+def _words(context: Mapping[str, Any]) -> list[str]:
+    """Return the words that a value may be."""
+    return re.findall("'(.*?)'", context.get("expected", ""))
+
+
+def _remedy(key: str, items: list[ErrorDetails]) -> str:
+    """Say what to write instead, where every form of the value has an answer to that."""
+    if not all(item["type"] in WANTED for item in items):
         return f"mend '{key}'"
-    told: dict[str, None] = {}
-    for message in messages:
-        value = re.split(", (?:unable|got)", message.removeprefix(SHOULD))[0]
-        if value.startswith(("greater", "less")):
-            value = f"a value {value}"
-        elif value.startswith("'"):
-            value = f"one of {value}"
-        told[value] = None
-    return f"write {' or '.join(told)} for '{key}'"
+    wanted = [WANTED[item["type"]].format(**item.get("ctx", {})) for item in items]
+    return f"write {' or '.join(dict.fromkeys(wanted))} for '{key}'"
 
 
 def _full(location: Location, keys: tuple[str, ...]) -> list[str]:
@@ -136,8 +152,8 @@ def _listed(valid: list[str]) -> str:
 
 
 def valid_keys(location: Location) -> list[str]:
-    """Keys that may stand at a location."""
-    kinds: list[Any] = [Dataset]
+    """Return the keys that may stand at a location."""
+    kinds: list[object] = [Dataset]
     for part in location:
         if not isinstance(part, int):
             fields = [_fields(kind).get(part) for kind in kinds]
@@ -145,14 +161,15 @@ def valid_keys(location: Location) -> list[str]:
     return [key for kind in kinds for key in _fields(kind)]
 
 
-def _fields(kind: Any) -> dict[str, Any]:
+def _fields(kind: object) -> dict[str, object]:
     if kind is Arguments:
         return dict(Arguments.__annotations__)
-    return {name: field.annotation for name, field in kind.model_fields.items()}
+    model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else BaseModel
+    return {name: field.annotation for name, field in model.model_fields.items()}
 
 
-def _sections(annotation: Any) -> Iterator[Any]:
-    """Sections in an annotation such as `list[Source]` or `Template | None`."""
+def _sections(annotation: object) -> Iterator[object]:
+    """Yield the sections in an annotation such as `list[Source]` or `Template | None`."""
     if annotation is Arguments or (
         isinstance(annotation, type) and issubclass(annotation, BaseModel)
     ):
@@ -161,8 +178,8 @@ def _sections(annotation: Any) -> Iterator[Any]:
         yield from _sections(inner)
 
 
-def _paths(kind: Any) -> Iterator[tuple[str, ...]]:
-    """Every key of the file that stands in no list, with the sections around it."""
+def _paths(kind: object) -> Iterator[tuple[str, ...]]:
+    """Yield every key of the file that stands in no list, with the sections around it."""
     for name, annotation in _fields(kind).items():
         yield (name,)
         if not str(annotation).startswith("list"):

@@ -3,13 +3,11 @@
 import difflib
 import os
 import re
-from typing import Any
 from urllib.parse import quote
 
 import fsspec
-import yaml
 
-from finetune_assets.catalog.document import decode, place, read
+from finetune_assets.catalog.document import Written, decode, read
 from finetune_assets.errors import UserError
 
 PATHS = (
@@ -33,11 +31,11 @@ def locate(path: str, uri: str) -> str:
     return f"{scheme}{separator}{os.path.normpath(os.path.join(folder, path))}"
 
 
-def merged(text: str, uri: str) -> yaml.MappingNode:
-    """The tree of a dataset file over the trees of the files that it extends.
+def merged(text: str, uri: str) -> Written:
+    """Read a dataset file over the files that it extends.
 
-    Mappings are merged key by key, the extending file wins, lists and scalars replace. Every node
-    keeps the mark of the file it stands in, and paths of extended files are made absolute.
+    Mappings are merged key by key, the extending file wins, lists and scalars replace. Every value
+    keeps the place where it is written, and paths of extended files are made absolute.
 
     Raises:
         UserError: an extended file is missing, broken, or extends itself.
@@ -45,61 +43,49 @@ def merged(text: str, uri: str) -> yaml.MappingNode:
     return _over_its_parts(_spelt_out(read(text, uri)), uri, (uri,))
 
 
-def _over_its_parts(node: yaml.MappingNode, uri: str, chain: tuple[str, ...]) -> yaml.MappingNode:
-    below: yaml.MappingNode | None = None
-    for reference in _references(node):
-        part = _part(reference, locate(reference.value, uri), chain)
-        below = part if below is None else _merge(below, part)
-    return node if below is None else _merge(below, node)
-
-
-def _references(node: yaml.MappingNode) -> list[yaml.ScalarNode]:
-    """The values under `extends:`."""
-    declared = next((value for key, value in node.value if key.value == "extends"), None)
-    if declared is None:
-        return []
-    listed = declared.value if isinstance(declared, yaml.SequenceNode) else [declared]
-    for item in listed:
-        if not isinstance(item, yaml.ScalarNode) or item.tag != "tag:yaml.org,2002:str":
+def _over_its_parts(file: Written, uri: str, chain: tuple[str, ...]) -> Written:
+    extends = file.value.get("extends", Written(uri, []))
+    below = Written(uri, {})
+    for place, reference in extends.value if isinstance(extends.value, list) else [extends]:
+        if not isinstance(reference, str):
             raise UserError(
-                place(item), "`extends` is not a path", "write a path, a URI, or a list of them"
+                place, "`extends` is not a path", "write a path, a URI, or a list of them"
             )
-    return listed
+        below = _merge(below, _part(locate(reference, uri), place, chain))
+    return _merge(below, file)
 
 
-def _part(reference: yaml.ScalarNode, uri: str, chain: tuple[str, ...]) -> yaml.MappingNode:
-    """An extended file over those that it extends itself, without its `extends`."""
+def _part(uri: str, place: str, chain: tuple[str, ...]) -> Written:
+    """Read an extended file over those that it extends itself, without its `extends`."""
     if uri in chain:
         circle = " -> ".join([*chain[chain.index(uri) :], uri])
-        raise UserError(
-            place(reference), f"`extends` goes round in a circle: {circle}", "remove one of them"
-        )
-    node = _spelt_out(read(_text(reference, uri), uri))
+        raise UserError(place, f"`extends` goes round in a circle: {circle}", "remove one of them")
+    file = _spelt_out(read(_text(uri, place), uri))
     for keys in PATHS:
-        node = _absolute(node, keys, uri)
-    whole = _over_its_parts(node, uri, (*chain, uri))
-    pairs = [(key, value) for key, value in whole.value if key.value != "extends"]
-    return yaml.MappingNode(whole.tag, pairs, whole.start_mark, whole.end_mark)
+        file = _absolute(file, keys, uri)
+    whole = _over_its_parts(file, uri, (*chain, uri))
+    whole.value.pop("extends", None)
+    return whole
 
 
-def _text(reference: yaml.ScalarNode, uri: str) -> str:
+def _text(uri: str, place: str) -> str:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
         fs.invalidate_cache()  # what an object store's client remembers hides a new version
         content = fs.cat_file(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         remedy = _hint(fs, path) or "mend the path"
-        raise UserError(place(reference), f"`extends`: no such file {uri}", remedy) from error
+        raise UserError(place, f"`extends`: no such file {uri}", remedy) from error
     except Exception as error:  # every kind of store has errors of its own
         raise UserError(
-            place(reference),
+            place,
             f"`extends`: {uri} cannot be read: {error}",
             "mend the path, or give this process access",
         ) from error
     return decode(content, uri)
 
 
-def _hint(fs: Any, path: str) -> str | None:
+def _hint(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
     folder, _, name = path.rpartition("/")
     if not fs.isdir(folder):
         return None
@@ -108,56 +94,42 @@ def _hint(fs: Any, path: str) -> str | None:
     return f"did you mean '{near[0]}'?" if near else None
 
 
-def _merge(below: yaml.MappingNode, above: yaml.MappingNode) -> yaml.MappingNode:
-    pairs = {key.value: (key, value) for key, value in below.value}
-    for key, value in above.value:
-        old = pairs[key.value][1] if key.value in pairs else None
-        if isinstance(old, yaml.MappingNode) and isinstance(value, yaml.MappingNode):
-            value = _merge(old, value)
-        pairs[key.value] = (key, value)
-    return yaml.MappingNode(above.tag, list(pairs.values()), above.start_mark, above.end_mark)
+def _merge(below: Written, above: Written) -> Written:
+    old, new = below.value, above.value
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return above
+    both = {key: _merge(old[key], new[key]) for key in old.keys() & new.keys()}
+    return Written(above.place, old | new | both)
 
 
-def _spelt_out(node: yaml.MappingNode) -> yaml.MappingNode:
-    """`base: MODEL` and sources that are paths alone as the mappings that they are short for."""
-
-    def mapping(key: str, value: yaml.Node) -> yaml.Node:
-        if value.tag != _STR:
-            return value
-        named = yaml.ScalarNode(_STR, key, value.start_mark, value.end_mark)
-        return yaml.MappingNode(_MAP, [(named, value)], value.start_mark, value.end_mark)
-
-    def spelt_out(key: str, value: yaml.Node) -> yaml.Node:
-        if key == "base":
-            return mapping("model", value)
-        if key != "sources" or not (value.tag == _STR or isinstance(value, yaml.SequenceNode)):
-            return value
-        items = [value] if value.tag == _STR else value.value
-        items = [mapping("path", item) for item in items]
-        return yaml.SequenceNode(_SEQ, items, value.start_mark, value.end_mark)
-
-    pairs = [(key, spelt_out(key.value, value)) for key, value in node.value]
-    return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
+def _spelt_out(file: Written) -> Written:
+    """Write `base: MODEL` and sources that are paths alone as the mappings they are short for."""
+    values = dict(file.value)
+    if "base" in values:
+        values["base"] = _mapping("model", values["base"])
+    if "sources" in values:
+        place, value = values["sources"]
+        listed = [values["sources"]] if isinstance(value, str) else value
+        if isinstance(listed, list):
+            values["sources"] = Written(place, [_mapping("path", item) for item in listed])
+    return Written(file.place, values)
 
 
-_STR, _MAP, _SEQ = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq"))
+def _mapping(key: str, written: Written) -> Written:
+    short = isinstance(written.value, str)
+    return Written(written.place, {key: written}) if short else written
 
 
-def _absolute(node: Any, keys: tuple[str, ...], uri: str) -> Any:
-    """The tree with the values under `keys`, which are relative to their file, made absolute."""
-    if not keys and isinstance(node, yaml.ScalarNode) and node.tag == _STR:
-        path = _located(node.value, uri)
-        return yaml.ScalarNode(_STR, path, node.start_mark, node.end_mark, node.style)
-    if keys and isinstance(node, yaml.MappingNode):
-        pairs = [
-            (key, _absolute(value, keys[1:], uri) if key.value == keys[0] else value)
-            for key, value in node.value
-        ]
-        return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
-    if keys and keys[0] == "*" and isinstance(node, yaml.SequenceNode):
-        items = [_absolute(item, keys[1:], uri) for item in node.value]
-        return yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark)
-    return node
+def _absolute(written: Written, keys: tuple[str, ...], uri: str) -> Written:
+    """Make the values under `keys`, which are relative to their file, absolute."""
+    place, value = written
+    if not keys and isinstance(value, str):
+        value = _located(value, uri)
+    elif keys[:1] == ("*",) and isinstance(value, list):
+        value = [_absolute(item, keys[1:], uri) for item in value]
+    elif keys and isinstance(value, dict) and keys[0] in value:
+        value = value | {keys[0]: _absolute(value[keys[0]], keys[1:], uri)}
+    return Written(place, value)
 
 
 def _located(value: str, uri: str) -> str:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-import yaml
 from pydantic import ValidationError
 
 from finetune_assets import settings
 from finetune_assets.catalog import document
 from finetune_assets.catalog.config import Dataset
+from finetune_assets.catalog.document import Written
 from finetune_assets.catalog.explain import explain
 from finetune_assets.catalog.extends import locate, merged
 from finetune_assets.errors import UserError
@@ -57,9 +57,9 @@ def load(name: str) -> Entry:
         if fs.isfile(f"{folder}/{name}{suffix}"):
             uri = f"{root}/{name}{suffix}"
             text = document.decode(fs.cat_file(f"{folder}/{name}{suffix}"), uri)
-            config, node = _parse(text, uri)
+            config, file = _parse(text, uri)
             entry = Entry(name, uri, config)
-            _require_files(entry, node)
+            _require_files(entry, file)
             return entry
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -70,8 +70,8 @@ def load(name: str) -> Entry:
     )
 
 
-def _require_files(entry: Entry, node: yaml.MappingNode) -> None:
-    """Files that a late step reads must be there before an early one begins."""
+def _require_files(entry: Entry, file: Written) -> None:
+    """Raise unless the files that a late step reads are there, before an early one begins."""
     base, metrics = entry.config.base, entry.config.evaluation.metrics
     named: list[tuple[tuple[str | int, ...], str | None]] = [
         (("base", "chat_template"), base.chat_template)
@@ -85,7 +85,7 @@ def _require_files(entry: Entry, node: yaml.MappingNode) -> None:
         fs, located = fsspec.core.url_to_fs(entry.locate(path))
         if not fs.isfile(located):
             key = ".".join(str(part) for part in location if isinstance(part, str))
-            where = document.place_of(location, node) or entry.uri
+            where = document.place_of(location, file) or entry.uri
             raise UserError(where, f"`{key}`: no such file {located}", "mend the path")
 
 
@@ -99,13 +99,12 @@ def parse(text: str, uri: str) -> Dataset:
     return _parse(text, uri)[0]
 
 
-def _parse(text: str, uri: str) -> tuple[Dataset, yaml.MappingNode]:
-    node = merged(text, uri)
-    data = document.values(node)
+def _parse(text: str, uri: str) -> tuple[Dataset, Written]:
+    file = merged(text, uri)
     try:
-        return Dataset.model_validate(data), node
+        return Dataset.model_validate(document.plain(file)), file
     except ValidationError as error:
-        raise explain(error, data, node, uri) from error
+        raise explain(error, file) from error
 
 
 def json_schema() -> dict[str, Any]:

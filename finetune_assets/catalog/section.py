@@ -1,29 +1,25 @@
 """What every part of a dataset file has in common."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _word_of(value: Any) -> Any:
-    return {False: "off", True: "on"}.get(value, value) if isinstance(value, bool) else value
-
-
-YamlWord = BeforeValidator(_word_of)
-"""YAML reads a bare `off` as false; here it is the word."""
+Switch = Annotated[bool, Field(strict=True)]
+"""True or false, not a word such as `yes`, which was a boolean until YAML 1.2."""
 
 
 class Section(BaseModel):
+    """A block of keys; a key that is not declared is an error."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def misfit(message: str, *keys: str) -> PydanticCustomError:
-    """A value that is wrong beside another, to be raised by a validator.
+    """Return what a validator raises for a value that is wrong beside another.
 
     Args:
         keys: the keys concerned, dotted, from the section that is validated; the error names the

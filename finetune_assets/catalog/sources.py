@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from finetune_assets.catalog.section import Count, Fraction, Section
+from finetune_assets.catalog.section import Count, Fraction, Section, Switch
 
 FormatName = Literal[
     "messages",
@@ -101,7 +101,7 @@ class Source(Section):
     columns: Columns = Columns()
     template: Template | None = None
     """Builds prompt and completion, or a text, out of any columns."""
-    parse_templates: bool = True
+    parse_templates: Switch = True
     """Text that carries a known chat template (ChatML, Llama 2, ...) is parsed back into turns."""
     filter: str | None = None
     """SQL condition over the row's columns, e.g. `score >= 3 AND language = 'en'`; rows for which

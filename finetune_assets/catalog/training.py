@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from finetune_assets.catalog.arguments import Arguments
 from finetune_assets.catalog.combinations import require_fit
-from finetune_assets.catalog.section import Count, Section, misfit
+from finetune_assets.catalog.section import Count, Section, Switch, misfit
 
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[float, Field(ge=0)]
@@ -61,9 +61,9 @@ class Lora(Section):
     linear layers is what makes LoRA match full tuning (QLoRA, 2023)."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Biases that are trained too."""
-    rslora: bool = False
+    rslora: Switch = False
     """Scale by the square root of the rank, which keeps high ranks stable."""
-    dora: bool = False
+    dora: Switch = False
     """Learn magnitude and direction apart; slower, better at low ranks."""
     init: Literal["default", "gaussian", "pissa", "loftq"] = "default"
     """`pissa` begins with the base's principal components (needs `quantization: none`), `loftq`
@@ -99,7 +99,7 @@ class Documents(Section):
     overlap: Annotated[int, Field(ge=0)] = 0
     """Tokens of the end of one piece that begin the next, as context without loss, so that every
     token is learned exactly once."""
-    shuffle: bool = True
+    shuffle: Switch = True
     """Contexts in random order (by `seed`), as epochs shuffle them; false keeps the order of the
     documents, also in every epoch."""
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -128,7 +128,7 @@ class Training(Section):
     """Tokens of one context; longer rows follow `long_rows`."""
     long_rows: Literal["truncate", "drop", "error"] = "truncate"
     """A truncated answer keeps no stop token, so it is never taught as complete."""
-    packing: bool = True
+    packing: Switch = True
     """Several rows in one context, isolated from each other. Without it a context is a row; no
     padding is computed either way."""
     loss_mask: Literal["assistant", "completion", "all"] = "assistant"
@@ -153,12 +153,12 @@ class Training(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Of computation; adapter weights and optimizer state are float32."""
     quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
-    double_quantization: bool = True
+    double_quantization: Switch = True
     """Quantise the 4-bit scales too: 0.4 bits less a parameter."""
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    gradient_checkpointing: Switch | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: a third slower, far less memory. `auto`: only
     where the estimate says that they would not fit."""
-    torch_compile: bool | Literal["auto"] = "auto"
+    torch_compile: Switch | Literal["auto"] = "auto"
     """`auto`: where the run is long enough to win back the time that compiling takes."""
     lora: Lora = Lora()
     neftune_noise_alpha: Positive | None = None
@@ -174,7 +174,7 @@ class Training(Section):
     """Checkpoints kept, the best one beside them."""
     logging_steps: Count = 1
     """Optimizer steps between reports of loss, speed and memory."""
-    load_best_model_at_end: bool = True
+    load_best_model_at_end: Switch = True
     """Keep the checkpoint of the lowest validation loss instead of the last."""
     early_stopping_patience: Count | None = None
     """Validation losses without improvement after which training ends; None never does."""
