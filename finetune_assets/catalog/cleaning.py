@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from finetune_assets.catalog.remakes import NOTHING, TEST_SPLITS
 from finetune_assets.catalog.section import Count, Fraction, Section, Share, Switch
 
 PersonalDataKind = Literal["email", "phone", "ip_address", "iban", "credit_card", "api_key"]
@@ -82,14 +83,14 @@ class Splits(Section):
 class Contamination(Section):
     """Evaluation rows that training rows already contain, by overlap of word n-grams."""
 
-    n: Annotated[int, Field(ge=3, le=50)] = 8
+    n: Annotated[int, Field(ge=3, le=50), TEST_SPLITS] = 8
     """Words of an n-gram; shorter rows are compared as a whole."""
-    overlap: Annotated[float, Field(gt=0, le=1)] = 0.8
+    overlap: Annotated[float, Field(gt=0, le=1), TEST_SPLITS] = 0.8
     """Share of a row's n-grams found in training from which it counts as contaminated; as for the
     dirty rows of Llama 2 (Touvron et al., 2023, A.6)."""
-    benchmarks: list[str] = []
+    benchmarks: Annotated[list[str], TEST_SPLITS] = []
     """Files whose rows must not occur in the training split, such as a public test set."""
-    max_contaminated: Share = 0.05
+    max_contaminated: Annotated[Share, NOTHING] = 0.05
     """Share of validation and test, or of benchmark, rows from which the check fails."""
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import MaxDepthExceededError
-from ruamel.yaml.constructor import BaseConstructor
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
@@ -77,10 +77,10 @@ def place_of(location: Location, written: Written, *, whole: bool = False) -> st
     found = None
     for part in location:
         value = written.value
-        inner = dict(enumerate(value)) if isinstance(value, list) else value
-        if not isinstance(inner, dict) or part not in inner:
+        listed = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if not listed and not (isinstance(value, dict) and part in value):
             return None if whole else found
-        written = inner[part]
+        written = value[part]
         found = written.place
     return found
 
@@ -102,7 +102,7 @@ def _broken(error: Exception, text: str, uri: str) -> UserError:
 class _Reader:
     """Makes values of the nodes of one file."""
 
-    def __init__(self, uri: str, constructor: BaseConstructor) -> None:
+    def __init__(self, uri: str, constructor: SafeConstructor) -> None:
         self.uri, self.constructor, self.count = uri, constructor, 0
 
     def value(self, node: Node, around: tuple[Node, ...]) -> object:
@@ -119,7 +119,9 @@ class _Reader:
             around = (*around, node)
             return [Written(self.place(item), self.value(item, around)) for item in node.value]
         try:
-            return self.constructor.construct_object(node, deep=True)
+            if not isinstance(node, ScalarNode):
+                self.constructor.construct_undefined(node)  # an error that names the tag
+            return self.constructor.construct_object(node)
         except MarkedYAMLError as error:
             raise self.error(node, f"broken YAML: {error.problem}", "mend the line") from error
         except Exception as error:  # such as the date 2026-02-30

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from reprlib import Repr
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -27,6 +27,7 @@ WANTED = {
     "string_type": "a text",
     "list_type": "a list",
     "dict_type": "a block of keys",
+    "model_type": "a block of keys",
     "greater_than": "a value greater than {gt}",
     "greater_than_equal": "a value greater than or equal to {ge}",
     "less_than": "a value less than {lt}",
@@ -110,7 +111,15 @@ def _message(item: ErrorDetails) -> str:
     return str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"]
 
 
-def _words(context: Mapping[str, Any]) -> list[str]:
+def _limits(context: Mapping[str, object]) -> dict[str, object]:
+    """Return an error's context with 1 in place of 1.0."""
+    return {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in context.items()
+    }
+
+
+def _words(context: Mapping[str, str]) -> list[str]:
     """Return the words that a value may be."""
     return re.findall("'(.*?)'", context.get("expected", ""))
 
@@ -119,7 +128,7 @@ def _remedy(key: str, items: list[ErrorDetails]) -> str:
     """Say what to write instead, where every form of the value has an answer to that."""
     if not all(item["type"] in WANTED for item in items):
         return f"mend '{key}'"
-    wanted = [WANTED[item["type"]].format(**item.get("ctx", {})) for item in items]
+    wanted = [WANTED[item["type"]].format(**_limits(item.get("ctx", {}))) for item in items]
     return f"write {' or '.join(dict.fromkeys(wanted))} for '{key}'"
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from finetune_assets.catalog.remakes import PROMPT_CORPORA, RAW_DATASETS, SPLITS
 from finetune_assets.catalog.section import Count, Fraction, Section, Switch
 
 FormatName = Literal[
@@ -77,44 +78,44 @@ class Template(Section):
 class Source(Section):
     """Rows from one place: exactly one of `path`, `query`, `hub` and `function`."""
 
-    path: str | None = None
+    path: Annotated[str | None, RAW_DATASETS] = None
     """File, folder or glob, relative to this YAML file, or a URI such as s3://bucket/rows/*.parquet.
     .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt and .md, also as .gz or .zst; or a folder
     that `Dataset.save_to_disk` wrote."""
-    query: str | None = None
+    query: Annotated[str | None, RAW_DATASETS] = None
     """SQL whose rows are read through `connection`."""
-    connection: str | None = None
+    connection: Annotated[str | None, RAW_DATASETS] = None
     """postgresql://, sqlite:// or snowflake:// URI; ${NAME} is replaced by an environment variable,
     so that no password stands in this file."""
-    hub: str | None = None
+    hub: Annotated[str | None, RAW_DATASETS] = None
     """Hugging Face dataset as ORG/NAME@REVISION; the revision pins its content."""
-    subset: str | None = None
+    subset: Annotated[str | None, RAW_DATASETS] = None
     """Configuration of the hub dataset."""
-    parts: list[str] = []
+    parts: Annotated[list[str], RAW_DATASETS] = []
     """Splits of a hub or saved dataset to read; default: all of them."""
-    function: str | None = None
+    function: Annotated[str | None, RAW_DATASETS] = None
     """package.module:function that yields rows as dictionaries."""
-    arguments: dict[str, Any] = {}
+    arguments: Annotated[dict[str, Any], RAW_DATASETS] = {}
     """Keyword arguments of the function."""
-    format: Literal["auto"] | FormatName = "auto"
+    format: Annotated[Literal["auto"] | FormatName, PROMPT_CORPORA] = "auto"
     """How a row becomes a conversation. `auto` looks at column names and values."""
-    columns: Columns = Columns()
-    template: Template | None = None
+    columns: Annotated[Columns, PROMPT_CORPORA] = Columns()
+    template: Annotated[Template | None, PROMPT_CORPORA] = None
     """Builds prompt and completion, or a text, out of any columns."""
-    parse_templates: Switch = True
+    parse_templates: Annotated[Switch, PROMPT_CORPORA] = True
     """Text that carries a known chat template (ChatML, Llama 2, ...) is parsed back into turns."""
-    filter: str | None = None
+    filter: Annotated[str | None, PROMPT_CORPORA] = None
     """SQL condition over the row's columns, e.g. `score >= 3 AND language = 'en'`; rows for which
     it does not hold are set aside."""
-    sample: Count | Fraction | None = None
+    sample: Annotated[Count | Fraction | None, RAW_DATASETS] = None
     """Rows to take, as a count or a fraction; chosen by hash, so the choice is stable."""
-    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    weight: Annotated[float, Field(gt=0, le=100), SPLITS] = 1.0
     """How often each row stands in the training split; a fraction is drawn by hash."""
-    split: SplitName | None = None
+    split: Annotated[SplitName | None, PROMPT_CORPORA] = None
     """The split that every row of this source belongs to; default: drawn by hash."""
-    system: str | None = None
+    system: Annotated[str | None, PROMPT_CORPORA] = None
     """System message for every row that brings none."""
-    attributes: list[str] = []
+    attributes: Annotated[list[str], PROMPT_CORPORA] = []
     """Columns kept beside the conversation, for evaluation slices."""
 
     @model_validator(mode="after")

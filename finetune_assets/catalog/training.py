@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from finetune_assets.catalog.arguments import Arguments
 from finetune_assets.catalog.combinations import require_fit
+from finetune_assets.catalog.remakes import ADAPTERS, NOTHING, TRAINING_SETS
 from finetune_assets.catalog.section import Count, Section, Switch, misfit
 
 Positive = Annotated[float, Field(gt=0)]
@@ -119,77 +120,77 @@ class Devices(Section):
 class Training(Section):
     """How the model is tuned."""
 
-    method: Literal["lora", "full"] = "lora"
+    method: Annotated[Literal["lora", "full"], ADAPTERS] = "lora"
     """`full` trains every weight; it needs `quantization: none`."""
-    num_train_epochs: Positive = 3
-    max_steps: Count | None = None
+    num_train_epochs: Annotated[Positive, ADAPTERS] = 3
+    max_steps: Annotated[Count | None, ADAPTERS] = None
     """Optimizer steps; overrides epochs."""
-    max_length: Annotated[int, Field(ge=16)] = 1024
+    max_length: Annotated[int, Field(ge=16), TRAINING_SETS] = 1024
     """Tokens of one context; longer rows follow `long_rows`."""
-    long_rows: Literal["truncate", "drop", "error"] = "truncate"
+    long_rows: Annotated[Literal["truncate", "drop", "error"], TRAINING_SETS] = "truncate"
     """A truncated answer keeps no stop token, so it is never taught as complete."""
-    packing: Switch = True
+    packing: Annotated[Switch, TRAINING_SETS] = True
     """Several rows in one context, isolated from each other. Without it a context is a row; no
     padding is computed either way."""
-    loss_mask: Literal["assistant", "completion", "all"] = "assistant"
+    loss_mask: Annotated[Literal["assistant", "completion", "all"], TRAINING_SETS] = "assistant"
     """Tokens that carry loss: every assistant turn, the last one only, or the whole text."""
-    documents: Documents = Documents()
-    per_device_train_batch_size: Count | None = None
+    documents: Annotated[Documents, TRAINING_SETS] = Documents()
+    per_device_train_batch_size: Annotated[Count | None, ADAPTERS] = None
     """Contexts of a forward pass; default: what the hardware holds."""
-    train_batch_size: Count = 16
+    train_batch_size: Annotated[Count, ADAPTERS] = 16
     """Contexts of an optimizer step; accumulation follows from the hardware's batch."""
-    gradient_accumulation_steps: Count | None = None
+    gradient_accumulation_steps: Annotated[Count | None, ADAPTERS] = None
     """Forward passes of an optimizer step; with `per_device_train_batch_size` it replaces
     `train_batch_size`."""
-    learning_rate: Positive = 2e-4
-    lr_scheduler_type: Scheduler = "cosine"
-    warmup_steps: Natural = 0.03
+    learning_rate: Annotated[Positive, ADAPTERS] = 2e-4
+    lr_scheduler_type: Annotated[Scheduler, ADAPTERS] = "cosine"
+    warmup_steps: Annotated[Natural, ADAPTERS] = 0.03
     """Steps if >= 1, else a fraction of all steps."""
-    weight_decay: Natural = 0.0
-    max_grad_norm: Natural = 1.0
+    weight_decay: Annotated[Natural, ADAPTERS] = 0.0
+    max_grad_norm: Annotated[Natural, ADAPTERS] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
-    optim: Optimizer = "auto"
+    optim: Annotated[Optimizer, ADAPTERS] = "auto"
     """`auto`: paged 8-bit AdamW on CUDA, fused AdamW on CPU."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], ADAPTERS] = "auto"
     """Of computation; adapter weights and optimizer state are float32."""
-    quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
-    double_quantization: Switch = True
+    quantization: Annotated[Literal["nf4", "fp4", "int8", "none"], ADAPTERS] = "nf4"
+    double_quantization: Annotated[Switch, ADAPTERS] = True
     """Quantise the 4-bit scales too: 0.4 bits less a parameter."""
-    gradient_checkpointing: Switch | Literal["auto"] = "auto"
+    gradient_checkpointing: Annotated[Switch | Literal["auto"], NOTHING] = "auto"
     """Recompute activations in the backward pass: a third slower, far less memory. `auto`: only
     where the estimate says that they would not fit."""
-    torch_compile: Switch | Literal["auto"] = "auto"
+    torch_compile: Annotated[Switch | Literal["auto"], NOTHING] = "auto"
     """`auto`: where the run is long enough to win back the time that compiling takes."""
-    lora: Lora = Lora()
-    neftune_noise_alpha: Positive | None = None
+    lora: Annotated[Lora, ADAPTERS] = Lora()
+    neftune_noise_alpha: Annotated[Positive | None, ADAPTERS] = None
     """Noise on embeddings (NEFTune); 5 is its paper's value."""
-    evals_per_epoch: Positive = 2
+    evals_per_epoch: Annotated[Positive, ADAPTERS] = 2
     """Validation losses per epoch."""
-    eval_steps: Count | None = None
+    eval_steps: Annotated[Count | None, ADAPTERS] = None
     """Optimizer steps between validation losses; overrides `evals_per_epoch`."""
-    save_steps: Count | None = None
+    save_steps: Annotated[Count | None, NOTHING] = None
     """Optimizer steps between checkpoints; default: at each validation loss. A lost machine loses
     at most this much."""
-    save_total_limit: Count = 2
+    save_total_limit: Annotated[Count, NOTHING] = 2
     """Checkpoints kept, the best one beside them."""
-    logging_steps: Count = 1
+    logging_steps: Annotated[Count, NOTHING] = 1
     """Optimizer steps between reports of loss, speed and memory."""
-    load_best_model_at_end: Switch = True
+    load_best_model_at_end: Annotated[Switch, ADAPTERS] = True
     """Keep the checkpoint of the lowest validation loss instead of the last."""
-    early_stopping_patience: Count | None = None
+    early_stopping_patience: Annotated[Count | None, ADAPTERS] = None
     """Validation losses without improvement after which training ends; None never does."""
-    early_stopping_threshold: Natural = 0.0
+    early_stopping_threshold: Annotated[Natural, ADAPTERS] = 0.0
     """Nats per token by which a validation loss must fall to count as an improvement."""
-    sample_prompts: list[Name] = []
+    sample_prompts: Annotated[list[Name], NOTHING] = []
     """Questions answered at each validation loss, shown as a table over time."""
-    sample_max_new_tokens: Count = 64
+    sample_max_new_tokens: Annotated[Count, NOTHING] = 64
     """Tokens of such an answer."""
-    devices: Devices = Devices()
-    price_per_hour: Natural = 0.0
+    devices: Annotated[Devices, ADAPTERS] = Devices()
+    price_per_hour: Annotated[Natural, NOTHING] = 0.0
     """Of the machine, in any currency; `finetune plan` multiplies it by the hours."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32), ADAPTERS] = 0
     """Of weights that begin at random, of dropout and of the order; numpy takes 32 bits."""
-    arguments: Arguments = {}
+    arguments: Annotated[Arguments, ADAPTERS] = {}
     """Keys of TRL's SFTConfig and transformers' TrainingArguments that have none of their own here,
     passed through."""
 

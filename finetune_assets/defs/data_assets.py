@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.catalog.load import load
+from finetune_assets.catalog.remakes import PROMPT_CORPORA, TEST_SPLITS, dump
 from finetune_assets.defs import data_checks, data_metadata, metadata
 from finetune_assets.defs.partitions import OWNER, Force, datasets
 from finetune_assets.defs.progress import RowProgress
@@ -16,10 +17,6 @@ from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage.artifacts import Manifest
 
 SPLIT_ASSETS = ("train_splits", "validation_splits", "test_splits")
-
-READ_AT_CONVERSION = {"path", "query", "connection", "hub", "function", "arguments", "parts",
-                      "subset", "sample", "weight"}  # fmt: skip
-"""Keys of a source that say which rows there are, or how often; the others say what they become."""
 
 
 @dg.asset(
@@ -87,7 +84,7 @@ def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.Mater
             entry,
             "prompt_corpora",
             config={
-                "sources": [s.model_dump(exclude=READ_AT_CONVERSION) for s in entry.config.sources],
+                "sources": [dump(s, PROMPT_CORPORA) for s in entry.config.sources],
                 "split_column": entry.config.splits.column,
                 "cleaning": entry.config.cleaning.model_dump(),
                 "max_rejected": entry.config.max_rejected,
@@ -137,7 +134,7 @@ def splits(context: dg.AssetExecutionContext, config: Force) -> Iterator[dg.Mate
             settings_read: dict[str, Any] = dict(dividing)
             if name == "test_splits":
                 settings_read["contamination"] = {
-                    **entry.config.contamination.model_dump(exclude={"max_contaminated"}),
+                    **dump(entry.config.contamination, TEST_SPLITS),
                     "benchmarks": pinned_benchmarks(entry),
                 }
 

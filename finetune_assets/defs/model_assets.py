@@ -5,28 +5,13 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.catalog.load import Entry, load
+from finetune_assets.catalog.remakes import ADAPTERS, NOTHING, TRAINING_SETS, dump
 from finetune_assets.defs import data_checks, metadata
 from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS, OWNER, Force, datasets
 from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
 from finetune_assets.errors import UserError
 from finetune_assets.storage import checkpoints
 from finetune_assets.storage.fingerprint import digest
-
-TOKEN_KEYS = ("max_length", "long_rows", "packing", "loss_mask", "documents")
-"""Keys of `training:` that `training_sets` reads; `adapters` reads the others."""
-
-HOW_KEYS = (
-    "gradient_checkpointing",
-    "torch_compile",
-    "sample_prompts",
-    "sample_max_new_tokens",
-    "save_steps",
-    "save_total_limit",
-    "logging_steps",
-    "price_per_hour",
-)
-"""Keys of `training:` that say how an adapter is made, not which: a change of one resumes the
-checkpoints that are there, and retrains nothing."""
 
 PARITY_PROMPTS = 4
 """Contexts of the validation split that adapter and merged model are compared on."""
@@ -69,13 +54,12 @@ def training_sets(context: dg.AssetExecutionContext, config: Force) -> dg.Materi
     """Tokens and labels in the base's chat template, packed, with loss on assistant turns only."""
     with failing_readably():
         entry = load(context.partition_key)
-        training = entry.config.training.model_dump()
         made_of = upstream(context, "train_splits", "validation_splits", "base_models")
         manifest, reused = make(
             context,
             entry,
             "training_sets",
-            config={key: training[key] for key in TOKEN_KEYS},
+            config=dump(entry.config.training, TRAINING_SETS),
             upstream=made_of,
             force=config.force,
         )
@@ -101,18 +85,18 @@ def adapters(context: dg.AssetExecutionContext, config: Force) -> dg.Materialize
     """The QLoRA adapter with the lowest validation loss, and its training curves."""
     with failing_readably():
         entry = load(context.partition_key)
-        training = entry.config.training.model_dump()
-        how = {*TOKEN_KEYS, *HOW_KEYS}
+        training = entry.config.training
         made_of = upstream(context, "training_sets", "base_models")
         plan = data_checks.preflight_of(entry, made_of["base_models"], made_of["training_sets"])
         manifest, reused = make(
             context,
             entry,
             "adapters",
-            config={key: value for key, value in training.items() if key not in how},
+            config=dump(training, ADAPTERS),
             extra_config={
                 "checkpointing": plan.checkpointing if plan else None,
-                **{key: training[key] for key in how},
+                **dump(training, TRAINING_SETS),
+                **dump(training, NOTHING),
             },
             upstream=made_of,
             force=config.force,
