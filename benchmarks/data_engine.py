@@ -53,7 +53,7 @@ def ours(source: Path, out: Path) -> dict[str, Any]:
     from finetune_assets.data.sources.sources import pin
     from finetune_assets.data.splits.division import Division
 
-    config = Dataset.model_validate({"sources": [str(source)], "base": "none"})
+    config = Dataset.model_validate({"sources": [{"path": str(source)}], "base": {"model": "none"}})
     entry = Entry("data_engine", str(out / "data_engine.yaml"), config)
     seconds: dict[str, float] = {}
 

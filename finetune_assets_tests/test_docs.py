@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.catalog.explain import valid_keys
@@ -43,7 +43,7 @@ def test_shown_dataset_files_are_valid(page: Path, block: str, tmp_path: Path) -
         if not name_of(each).startswith("examples"):
             (tmp_path / name_of(each)).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name_of(each)).write_text(each)
-    shown = yaml.safe_load(block)
+    shown = YAML(typ="safe").load(block)
     whole = block
     if "extends" not in shown:
         whole += "".join(f"\n{key}: x\n" for key in ("sources", "base") if key not in shown)
@@ -60,7 +60,7 @@ def test_every_key_of_training_is_shown() -> None:
     shown = {
         path
         for block in blocks(ROOT / "docs" / "training.md")
-        for path in paths(yaml.safe_load(block).get("training", {}), ())
+        for path in paths(YAML(typ="safe").load(block).get("training", {}), ())
     }
     assert set(declared(())) <= shown
 

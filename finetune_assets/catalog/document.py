@@ -121,7 +121,7 @@ class _Reader:
         try:
             if not isinstance(node, ScalarNode):
                 self.constructor.construct_undefined(node)  # an error that names the tag
-            return self.constructor.construct_object(node)
+            return self.constructor.construct_object(node, deep=True)
         except MarkedYAMLError as error:
             raise self.error(node, f"broken YAML: {error.problem}", "mend the line") from error
         except Exception as error:  # such as the date 2026-02-30

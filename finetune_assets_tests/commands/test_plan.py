@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from finetune_assets import settings
 from finetune_assets.catalog import load as catalog
@@ -51,9 +51,9 @@ def planned(shape: Any, training: Training, device: str, devices: int | None = N
 def change(project: Path, **keys: Any) -> None:
     """Keys of `training:` of the dataset `tiny`."""
     path = project / "catalog" / "tiny.yaml"
-    config = yaml.safe_load(path.read_text())
+    config = YAML(typ="safe").load(path.read_text())
     config["training"] |= keys
-    path.write_text(yaml.safe_dump(config))
+    YAML(typ="safe").dump(config, path)
 
 
 def large_base(folder: Path) -> Path:
@@ -109,10 +109,10 @@ def test_the_command_tells_what_a_gpu_would_need(project: Path) -> None:
 
 def test_the_command_fails_where_a_run_would_and_its_advice_holds(project: Path) -> None:
     path = project / "catalog" / "tiny.yaml"
-    config = yaml.safe_load(path.read_text())
+    config = YAML(typ="safe").load(path.read_text())
     config["base"] = str(large_base(project / "large"))
     config["training"] = {"quantization": "none", "max_length": 4096}
-    path.write_text(yaml.safe_dump(config))
+    YAML(typ="safe").dump(config, path)
     training_set(catalog.load("tiny"))
     code, output = invoke("plan", "tiny", "--gpu", "T4")
     assert code == 1
@@ -122,7 +122,7 @@ def test_the_command_fails_where_a_run_would_and_its_advice_holds(project: Path)
     advice = made.suggestions[-1]
     assert advice.fits
     config["training"] |= advice.changes
-    path.write_text(yaml.safe_dump(config))
+    YAML(typ="safe").dump(config, path)
     after = plan(catalog.load("tiny"), "T4")
     assert after.fits
     assert after.needed.total == advice.needed

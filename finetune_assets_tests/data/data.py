@@ -19,7 +19,9 @@ Rows = Sequence[dict[str, Any]]
 
 def entry(folder: Path, sources: Sequence[Any], **config: Any) -> Entry:
     """A dataset declared in `folder`."""
-    declared = Dataset.model_validate({"sources": list(sources), "base": "none", **config})
+    written = [{"path": source} if isinstance(source, str) else source for source in sources]
+    values = {"sources": written, "base": {"model": "none"}, **config}
+    declared = Dataset.model_validate(values)
     return Entry("data", str(folder / "data.yaml"), declared)
 
 

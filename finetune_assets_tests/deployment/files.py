@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from dockerfile_parse import DockerfileParser
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -16,7 +16,7 @@ DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cuda")
 
 @cache
 def read(path: str) -> Any:
-    return yaml.safe_load((ROOT / path).read_text())
+    return YAML(typ="safe").load((ROOT / path).read_text())
 
 
 def services() -> dict[str, dict[str, Any]]:

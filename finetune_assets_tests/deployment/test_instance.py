@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from dagster import DagsterInstance, Definitions
 from dagster._config import process_config, resolve_to_config_type
 from dagster._core.instance.config import PoolGranularity, dagster_instance_config
@@ -18,6 +17,7 @@ from dagster._core.remote_origin import (
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 from dagster._serdes import ConfigurableClassData
 from dagster_cloud_cli.config.models import load_dagster_cloud_yaml
+from ruamel.yaml import YAML
 
 from finetune_assets.defs.partitions import GPU_TAGS
 
@@ -29,13 +29,13 @@ OWN = {"storage", "compute_logs"}
 
 
 def policy(path: Path) -> dict[str, Any]:
-    return {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in OWN}
+    return {k: v for k, v in YAML(typ="safe").load(path.read_text()).items() if k not in OWN}
 
 
 @pytest.fixture
 def docker_environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of the containers, with a password that needs quoting in a URL."""
-    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+    compose = YAML(typ="safe").load((ROOT / "docker" / "compose.yaml").read_text())
     environment = {**compose["x-environment"], "DAGSTER_DB_PASSWORD": "it's 100%@home"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -9,8 +9,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
 from rich.console import Console
+from ruamel.yaml import YAML
 
 from finetune_assets import settings
 from finetune_assets.catalog.load import load, parse
@@ -26,7 +26,7 @@ PARTS = [file.stem for file in FILES if file.stem not in DATASETS]
 
 
 def written(file: Path) -> dict[str, Any]:
-    data = yaml.safe_load(file.read_text())
+    data = YAML(typ="safe").load(file.read_text())
     assert isinstance(data, dict)
     return data
 

@@ -1,9 +1,12 @@
 """The file that `finetune init` writes: its text, and its place in the catalog."""
 
+import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from ruamel.yaml import YAML
 
 from finetune_assets import settings
 from finetune_assets.errors import UserError
@@ -53,18 +56,15 @@ def render(**keys: Any) -> str:
 
 def _yaml(value: Any) -> str:
     """One line of YAML."""
-    import yaml
-
-    style = '"' if isinstance(value, str) and not value.isprintable() else None
-    text = yaml.safe_dump(
-        value,
-        default_flow_style=True,
-        default_style=style,
-        width=float("inf"),
-        allow_unicode=True,
-        sort_keys=False,
-    )
-    return text.removesuffix("\n").removesuffix("\n...")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = sys.maxsize
+    yaml.default_flow_style = True
+    if isinstance(value, str) and not value.isprintable():
+        yaml.default_style = '"'  # type: ignore[assignment]
+    text = StringIO()
+    yaml.dump(value, text)
+    return text.getvalue().removesuffix("\n").removesuffix("\n...")
 
 
 def _block(text: str, indent: int) -> str:
