@@ -26,12 +26,12 @@ Options = Annotated[dict[str, Any], AfterValidator(_no_former_booleans)]
 
 @with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Arguments(TypedDict, total=False):
-    """Passed to the trainer as they are; the defaults are those of TRL."""
+    """Keys that are passed to the trainer as they are; the defaults are those of TRL."""
 
     adam_beta1: Annotated[float, Field(ge=0, lt=1)]
     """Decay of the mean of gradients, of AdamW and Lion; default 0.9."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
-    """Decay of the mean of their squares; default 0.999, and 0.95 is usual for full tuning."""
+    """Decay of the mean of squared gradients; default 0.999, and 0.95 is usual for full tuning."""
     adam_epsilon: Annotated[float, Field(gt=0)]
     """Added to the denominator of AdamW; default 1e-8."""
     optim_args: Annotated[str, Field(pattern=r"^\w+=[\w.+-]+(, *\w+=[\w.+-]+)*$")]
@@ -55,17 +55,17 @@ class Arguments(TypedDict, total=False):
     logging_first_step: Switch
     """Report the first step too, where `training.logging_steps` is above 1."""
     log_level: LogLevel
-    """Of transformers' own log."""
+    """Level of transformers' own log."""
     log_level_replica: LogLevel
-    """The same on processes other than the first."""
+    """Level of that log on processes other than the first."""
     debug: Literal["underflow_overflow"]
     """Stop at the first inf or nan in weights or activations, and print where."""
     dataloader_num_workers: Annotated[int, Field(ge=0)]
     """Processes that make batches; 0 makes them in the trainer, as contexts are in memory."""
     dataloader_prefetch_factor: Annotated[int, Field(ge=1)]
-    """Batches that each of them holds ready."""
+    """Batches that each process of `dataloader_num_workers` holds ready."""
     dataloader_persistent_workers: Switch
-    """Keep them from one epoch to the next."""
+    """Keep the processes that make batches from one epoch to the next."""
     ddp_find_unused_parameters: Switch
     """Look for parameters without gradient at every step; for bases with unused layers."""
     ddp_bucket_cap_mb: Annotated[int, Field(ge=1)]
@@ -73,7 +73,7 @@ class Arguments(TypedDict, total=False):
     ddp_broadcast_buffers: Switch
     """Copy the buffers of the first device to the others at every step."""
     ddp_static_graph: Switch
-    """The same parameters are used at every step."""
+    """Rely on the same parameters being used at every step."""
     ddp_backend: Literal["nccl", "gloo", "mpi", "xccl", "hccl"]
     """How devices speak with each other; default: nccl on CUDA, gloo on CPU."""
     ddp_timeout: Annotated[int, Field(ge=1)]

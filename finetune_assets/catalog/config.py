@@ -32,6 +32,8 @@ class SqlExecution(Section):
 
 
 class Evaluation(Section):
+    """How base and tuned model are compared on the test split."""
+
     metrics: list[MetricName | SqlExecution] = ["exact_match", "rouge_l"]
     """Generation metrics. `sql_execution` needs the form with a database."""
     max_new_tokens: Count = 256
@@ -54,10 +56,13 @@ class Evaluation(Section):
         return self
 
     def metric_names(self) -> list[str]:
+        """Return the names of the generation metrics."""
         return [m if isinstance(m, str) else m.name for m in self.metrics]
 
 
 class Promotion(Section):
+    """When a tuned model takes the place of the champion."""
+
     metric: str = "loss"
     """Metric that decides between challenger and champion: `loss` or a generation metric."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.0

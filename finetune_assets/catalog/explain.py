@@ -28,10 +28,10 @@ WANTED = {
     "list_type": "a list",
     "dict_type": "a block of keys",
     "model_type": "a block of keys",
-    "greater_than": "a value greater than {gt}",
-    "greater_than_equal": "a value greater than or equal to {ge}",
-    "less_than": "a value less than {lt}",
-    "less_than_equal": "a value less than or equal to {le}",
+    "greater_than": "a value greater than {gt:.15g}",
+    "greater_than_equal": "a value greater than or equal to {ge:.15g}",
+    "less_than": "a value less than {lt:.15g}",
+    "less_than_equal": "a value less than or equal to {le:.15g}",
 }
 """What to write instead, by the type of pydantic's error; in braces, what its context says."""
 
@@ -98,25 +98,18 @@ def said(location: Location, items: list[ErrorDetails]) -> tuple[str, str]:
         return message, f"mend {' or '.join(_full(location, item['ctx']['keys']))}"
     if not location:
         return message, "mend 'file'"
+    shown = _SHORT.repr(item["input"])
     if item["type"] == "model_type":
-        cause = f"'{key}' is {_SHORT.repr(item['input'])}, where a block of keys is expected"
+        cause = f"'{key}' is {shown}, where a block of keys is expected"
         return cause, f"write below '{key}' what you mean: {', '.join(valid_keys(location))}"
-    cause = f"'{key}' is {_SHORT.repr(item['input'])}: {message}"
+    cause = f"'{key}' is {shown}: {message}"
     words = [word for i in items for word in _words(i.get("ctx", {}))]
-    near = difflib.get_close_matches(str(item["input"]), words, n=1)
+    near = difflib.get_close_matches(shown.strip("'"), words, n=1)
     return cause, f"did you mean '{near[0]}'?" if near else _remedy(key, items)
 
 
 def _message(item: ErrorDetails) -> str:
     return str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"]
-
-
-def _limits(context: Mapping[str, object]) -> dict[str, object]:
-    """Return an error's context with 1 in place of 1.0."""
-    return {
-        key: int(value) if isinstance(value, float) and value.is_integer() else value
-        for key, value in context.items()
-    }
 
 
 def _words(context: Mapping[str, str]) -> list[str]:
@@ -128,7 +121,7 @@ def _remedy(key: str, items: list[ErrorDetails]) -> str:
     """Say what to write instead, where every form of the value has an answer to that."""
     if not all(item["type"] in WANTED for item in items):
         return f"mend '{key}'"
-    wanted = [WANTED[item["type"]].format(**_limits(item.get("ctx", {}))) for item in items]
+    wanted = [WANTED[item["type"]].format(**item.get("ctx", {})) for item in items]
     return f"write {' or '.join(dict.fromkeys(wanted))} for '{key}'"
 
 

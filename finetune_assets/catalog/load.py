@@ -30,7 +30,7 @@ class Entry:
 
 
 def names() -> list[str]:
-    """Stems of the catalog's YAML files, sorted."""
+    """Return the stems of the catalog's YAML files, sorted."""
     root = settings.catalog_uri()
     fs, folder = fsspec.core.url_to_fs(root)
     fs.invalidate_cache()  # what an object store's client remembers hides new files
@@ -108,7 +108,7 @@ def _parse(text: str, uri: str) -> tuple[Dataset, Written]:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a dataset file, for editors."""
+    """Return the JSON Schema of a dataset file, for editors."""
     schema = Dataset.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "finetune-assets dataset"

@@ -225,14 +225,14 @@ GONE = {
 
 @dataclass(frozen=True)
 class About:
-    """What is to be said of a key that does not stand where it was written."""
+    """What there is to say of a key that cannot stand where it was written."""
 
     cause: str
     remedy: str
 
 
 def about(key: str) -> About | None:
-    """Why a key of another tool cannot stand in `training` or `training.arguments`, and what to
+    """Say why a key of another tool cannot stand in `training` or `training.arguments`, and what to
     write instead; None of a key that no tool has."""
     if key in Arguments.__annotations__:
         return About("it is passed through to TRL", f"write it under `training.arguments`: {key}")
@@ -245,6 +245,6 @@ def about(key: str) -> About | None:
 
 
 def nearest(key: str) -> str | None:
-    """A key of `training.arguments`, or one that `about` knows, which a misspelt one could mean."""
+    """Return what a misspelt key could mean: one of `training.arguments`, or one `about` knows."""
     known = [*Arguments.__annotations__, *OWNED, *FIXED, *FORMER, *GONE]
     return next(iter(difflib.get_close_matches(key, known, n=1)), None)

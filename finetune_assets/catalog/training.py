@@ -152,7 +152,7 @@ class Training(Section):
     optim: Annotated[Optimizer, ADAPTERS] = "auto"
     """`auto`: paged 8-bit AdamW on CUDA, fused AdamW on CPU."""
     precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], ADAPTERS] = "auto"
-    """Of computation; adapter weights and optimizer state are float32."""
+    """Number format of computation; adapter weights and optimizer state are float32."""
     quantization: Annotated[Literal["nf4", "fp4", "int8", "none"], ADAPTERS] = "nf4"
     double_quantization: Annotated[Switch, ADAPTERS] = True
     """Quantise the 4-bit scales too: 0.4 bits less a parameter."""
@@ -184,12 +184,12 @@ class Training(Section):
     sample_prompts: Annotated[list[Name], NOTHING] = []
     """Questions answered at each validation loss, shown as a table over time."""
     sample_max_new_tokens: Annotated[Count, NOTHING] = 64
-    """Tokens of such an answer."""
+    """Tokens of an answer to one of `sample_prompts`."""
     devices: Annotated[Devices, ADAPTERS] = Devices()
     price_per_hour: Annotated[Natural, NOTHING] = 0.0
-    """Of the machine, in any currency; `finetune plan` multiplies it by the hours."""
+    """Price of the machine in any currency; `finetune plan` multiplies it by the hours."""
     seed: Annotated[int, Field(ge=0, lt=2**32), ADAPTERS] = 0
-    """Of weights that begin at random, of dropout and of the order; numpy takes 32 bits."""
+    """Seed of weights that begin at random, of dropout and of the order; numpy takes 32 bits."""
     arguments: Annotated[Arguments, ADAPTERS] = {}
     """Keys of TRL's SFTConfig and transformers' TrainingArguments that have none of their own here,
     passed through."""
