@@ -68,16 +68,16 @@ def ours(source: Path, out: Path) -> dict[str, Any]:
     pinned = stage("pin", lambda folder: pin(entry, folder))
     stage("raw", lambda folder: write_raw(pinned, config.sources, folder))
     raw = out / "raw" / "rows.parquet"
-    corpus = stage("corpus", lambda folder: write_corpus(raw, config, folder, entry.uri))
+    corpus, _ = stage("corpus", lambda folder: write_corpus(raw, config, folder, entry.uri))
     division = Division(out / "corpus", config, entry.uri, entry.locate)
     for name in SPLITS:
         stage(name, lambda folder, name=name: division.write(name, folder))
     return {
-        "accepted": corpus["rows"],
-        "unusable": corpus["rejected"],
-        "exact_duplicates": corpus["exact_duplicates"],
-        "near_duplicates": corpus["near_duplicates"],
-        "personal_data": corpus["personal_data"]["rows"],
+        "accepted": corpus.rows,
+        "unusable": corpus.rejected,
+        "exact_duplicates": corpus.exact_duplicates,
+        "near_duplicates": corpus.near_duplicates,
+        "personal_data": corpus.personal_data.rows,
         "stages": seconds,
         "splits": {name: str(out / name / "rows.parquet") for name in SPLITS},
     }

@@ -1,13 +1,13 @@
 """`finetune check`: a dataset's rows as the model will see them, before anything is run."""
 
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
 
 from finetune_assets.catalog.load import Entry
+from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.splits.rehearsal import cleaned
 from finetune_assets.models.bases.reference import load_tokenizer
 from finetune_assets.models.training.passthrough import require_valid
@@ -25,9 +25,9 @@ def show(entry: Entry, rows: int, console: Console) -> None:
     arguments = entry.config.training.arguments
     if arguments:  # else nobody has to wait for trl
         require_valid(arguments, entry.uri)
-    with cleaned(entry) as (statistics, division):
+    with cleaned(entry) as (record, division):
         console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
-        _show_corpus(statistics, console)
+        _show_corpus(record, console)
         assignment = division.assignment
         sizes = ", ".join(f"{name} {size}" for name, size in assignment.sizes().items())
         aside = f"; {assignment.set_aside} set aside, as near rows are in two splits"
@@ -39,18 +39,18 @@ def show(entry: Entry, rows: int, console: Console) -> None:
         show_tokens(entry, pl.concat([first.select(sample.columns), some]), rows, console)
 
 
-def _show_corpus(statistics: dict[str, Any], console: Console) -> None:
-    for uri, name in statistics["formats"].items():
+def _show_corpus(record: CorpusRecord, console: Console) -> None:
+    for uri, name in record.formats.items():
         console.print(f"  {escape(uri)}: {name}")
-    console.print(f"  {statistics['rows']} of {statistics['total']} rows kept")
-    for row in statistics["rejected_preview"]:
-        place = escape(f"{row['source']}:{row['line']}: {row['reason']}")
-        console.print(f"  [yellow]{row['step']}[/yellow] {place}")
-    shown = len(statistics["rejected_preview"])
-    if statistics["removed"] > shown:
-        console.print(f"  [yellow]and {statistics['removed'] - shown} more[/yellow]")
-    found = {**statistics["repaired"], "near_duplicates": statistics["near_duplicates"]}
-    found |= statistics["personal_data"]["kinds"]
+    console.print(f"  {record.rows} of {record.total} rows kept")
+    for row in record.rejected_preview:
+        place = escape(f"{row.source}:{row.line}: {row.reason}")
+        console.print(f"  [yellow]{row.step}[/yellow] {place}")
+    shown = len(record.rejected_preview)
+    if record.removed > shown:
+        console.print(f"  [yellow]and {record.removed - shown} more[/yellow]")
+    found = {**record.repaired, "near_duplicates": record.near_duplicates}
+    found |= record.personal_data.kinds
     said = ", ".join(f"{name} {count}" for name, count in found.items() if count)
     if said:
         console.print(f"  rows with: {said}")

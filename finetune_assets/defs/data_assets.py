@@ -8,6 +8,9 @@ import dagster as dg
 
 from finetune_assets.catalog.load import load
 from finetune_assets.catalog.remakes import PROMPT_CORPORA, TEST_SPLITS, dump
+from finetune_assets.data.corpora.corpus_record import CorpusRecord
+from finetune_assets.data.sources.raw_record import RawRecord
+from finetune_assets.data.splits.split_record import SplitRecord
 from finetune_assets.defs import data_checks, data_metadata, metadata
 from finetune_assets.defs.partitions import OWNER, Force, datasets
 from finetune_assets.defs.progress import RowProgress
@@ -35,7 +38,7 @@ def raw_datasets(context: dg.AssetExecutionContext, config: Force) -> dg.Materia
         declared = entry.config.sources
         pinned = sources.pin(entry, scratch)
 
-        def work(manifest: Manifest, out: Path) -> dict[str, Any]:
+        def work(manifest: Manifest, out: Path) -> RawRecord:
             from finetune_assets.data.sources.raw import write_raw
 
             manifest.data_version = sources.content_version(pinned, declared)
@@ -69,15 +72,16 @@ def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.Mater
         inputs = upstream(context, "raw_datasets")
         before = previous(context, "prompt_corpora")
 
-        def work(manifest: Manifest, out: Path) -> dict[str, Any]:
+        def work(manifest: Manifest, out: Path) -> CorpusRecord:
             from finetune_assets.data.corpora.corpus import write_corpus
 
             raw = inputs["raw_datasets"]
-            progress = RowProgress(context.log.info, raw.statistics["rows"])
+            progress = RowProgress(context.log.info, raw.record(RawRecord).rows)
             rows = artifacts.local_copy(raw) / "rows.parquet"
-            statistics = write_corpus(rows, entry.config, out, entry.uri, progress)
-            manifest.data_version = statistics.pop("rows_hash")
-            return statistics
+            record, manifest.data_version = write_corpus(
+                rows, entry.config, out, entry.uri, progress
+            )
+            return record
 
         manifest, reused = make(
             context,
@@ -138,10 +142,10 @@ def splits(context: dg.AssetExecutionContext, config: Force) -> Iterator[dg.Mate
                     "benchmarks": pinned_benchmarks(entry),
                 }
 
-            def work(manifest: Manifest, out: Path) -> dict[str, Any]:
-                statistics = division.write(manifest.asset.removesuffix("_splits"), out)
-                manifest.data_version = statistics.pop("rows_hash")
-                return statistics
+            def work(manifest: Manifest, out: Path) -> SplitRecord:
+                split = manifest.asset.removesuffix("_splits")
+                record, manifest.data_version = division.write(split, out)
+                return record
 
             manifest, reused = make(
                 context,

@@ -11,6 +11,8 @@ from finetune_assets import settings
 from finetune_assets.catalog.cleaning import Limit
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.catalog.load import Entry
+from finetune_assets.data.corpora.corpus_record import CorpusRecord
+from finetune_assets.data.splits.split_record import SplitRecord
 from finetune_assets.defs.metadata import table
 from finetune_assets.models.planning import shape
 from finetune_assets.models.planning.need import Counts, target
@@ -38,7 +40,7 @@ TRAINING_SET_CHECKS = {
 
 
 def specs(asset: str, checks: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
-    """All may block: a check whose severity is `error` stops the run."""
+    """Return an asset's check specs; all may block: one whose severity is `error` stops the run."""
     return [
         dg.AssetCheckSpec(name, asset=asset, description=text, blocking=True)
         for name, text in checks.items()
@@ -48,7 +50,7 @@ def specs(asset: str, checks: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
 def limited(
     name: str, share: float, limit: Limit, description: str, metadata: dict[str, Any] | None = None
 ) -> dg.AssetCheckResult:
-    """A check that passes while a share is at most its limit."""
+    """Return a check that passes while a share is at most its limit."""
     error = limit.severity == "error"
     return dg.AssetCheckResult(
         check_name=name,
@@ -62,57 +64,61 @@ def limited(
 def corpus(
     manifest: Manifest, before: Manifest | None, config: Dataset
 ) -> list[dg.AssetCheckResult]:
-    s, checks = manifest.statistics, config.checks
-    total, rows = max(1, s["total"]), max(1, s["rows"])
-    duplicates = s["exact_duplicates"] + s["near_duplicates"]
-    personal, outliers = s["personal_data"], s["answer_outliers"]
-    left = 0 if config.cleaning.personal_data.action in ("redact", "drop") else personal["rows"]
+    """Return the checks of a corpus; `before` is the last materialization's, if there is one."""
+    found, checks = manifest.record(CorpusRecord), config.checks
+    total, rows = max(1, found.total), max(1, found.rows)
+    duplicates = found.exact_duplicates + found.near_duplicates
+    personal, outliers = found.personal_data, found.answer_outliers
+    left = 0 if config.cleaning.personal_data.action in ("redact", "drop") else personal.rows
     return [
         limited(
             "rows_usable",
-            s["rejected"] / total,
+            found.rejected / total,
             checks.rejected,
-            f"{s['rejected']} of {total} rows rejected",
+            f"{found.rejected} of {total} rows rejected",
         ),
         limited(
             "few_duplicates",
             duplicates / total,
             checks.duplicates,
-            f"{s['exact_duplicates']} exact and {s['near_duplicates']} near duplicates",
+            f"{found.exact_duplicates} exact and {found.near_duplicates} near duplicates",
         ),
         limited(
             "no_personal_data",
             left / rows,
             checks.personal_data,
-            f"{left} rows: " + (", ".join(f"{k} {n}" for k, n in personal["kinds"].items()) or "-"),
+            f"{left} rows: " + (", ".join(f"{k} {n}" for k, n in personal.kinds.items()) or "-"),
         ),
         limited(
             "answer_lengths",
-            outliers["share"],
+            outliers.share,
             checks.answer_outliers,
-            f"{outliers['rows']} answers longer than {outliers['limit']:.0f} characters",
+            f"{outliers.rows} answers longer than {outliers.limit:.0f} characters",
         ),
-        _drift(manifest, before, checks.drift),
+        _drift(found, before, checks.drift),
     ]
 
 
-def _drift(manifest: Manifest, before: Manifest | None, limit: Limit) -> dg.AssetCheckResult:
+def _drift(found: CorpusRecord, before: Manifest | None, limit: Limit) -> dg.AssetCheckResult:
     from finetune_assets.data.corpora.difference import variation
 
     if before is None or "languages" not in before.statistics:
         return limited("no_drift", 0.0, limit, "nothing to compare with yet")
+    earlier = before.record(CorpusRecord)
     amounts = {
-        mix: variation(before.statistics[mix], manifest.statistics[mix])
-        for mix in ("languages", "roles")
+        "languages": variation(earlier.languages, found.languages),
+        "roles": variation(earlier.roles, found.roles),
     }
     worst = max(amounts, key=lambda mix: amounts[mix])
     return limited("no_drift", amounts[worst], limit, f"{worst} changed most", amounts)
 
 
 def test_split(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResult]:
-    s = manifest.statistics
-    leaked, found = s["leaked_prompts"], s["contamination"]["rows"]
-    worst = max((part["share"] for part in found), default=0.0)
+    """Return the checks of the test split: leaks among the splits, and contamination."""
+    record = manifest.record(SplitRecord)
+    leaked = record.leaked_prompts
+    parts = record.contamination.rows if record.contamination else []
+    worst = max((part.share for part in parts), default=0.0)
     return [
         dg.AssetCheckResult(
             check_name="no_leaked_prompts",
@@ -124,7 +130,7 @@ def test_split(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResult]
             "no_contamination",
             worst,
             Limit(limit=config.contamination.max_contaminated, severity="error"),
-            "; ".join(f"{p['contaminated']} of {p['rows']} {p['of']} rows" for p in found),
+            "; ".join(f"{p.contaminated} of {p.rows} {p.of} rows" for p in parts),
         ),
     ]
 
@@ -132,6 +138,7 @@ def test_split(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResult]
 def training_set(
     manifest: Manifest, config: Dataset, plan: Plan | None
 ) -> list[dg.AssetCheckResult]:
+    """Return the checks of a training set; `plan` is None where memory cannot be estimated."""
     parts = [manifest.statistics[name] for name in ("train", "validation")]
     cut = sum(p["truncated_rows"] + p["dropped_rows"] for p in parts)
     rows = cut + sum(p["rows"] - p["truncated_rows"] for p in parts)
@@ -159,7 +166,7 @@ def training_set(
 
 
 def preflight_of(entry: Entry, base: Manifest, training_set: Manifest) -> Plan | None:
-    """What training will need; None where the base's architecture is none that is known."""
+    """Return what training will need; None where the base's architecture is none that is known."""
     import fsspec
 
     uri, training = f"{base.uri}/config.json", entry.config.training
@@ -175,7 +182,7 @@ def preflight_of(entry: Entry, base: Manifest, training_set: Manifest) -> Plan |
 
 
 def fits_the_machine(plan: Plan | None, limit: Limit) -> dg.AssetCheckResult:
-    """Whether the device has the memory; where the base's architecture is not known, a warning."""
+    """Return whether the device has the memory; a warning for an architecture that is not known."""
     name = "fits_the_machine"
     if plan is None:
         return dg.AssetCheckResult(

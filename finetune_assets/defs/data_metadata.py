@@ -1,59 +1,70 @@
 """What the Dagster UI shows of rows, corpora and splits."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import dagster as dg
 
+from finetune_assets.data.corpora.corpus_record import CorpusRecord
+from finetune_assets.data.sources.raw_record import RawRecord
+from finetune_assets.data.splits.split_record import SplitRecord
 from finetune_assets.defs import charts
 from finetune_assets.defs.markdown import conversations
 from finetune_assets.defs.metadata import Metadata, table
-from finetune_assets.storage.artifacts import Manifest
+from finetune_assets.storage.artifacts import Manifest, RecordPart
+
+
+def _table(rows: Sequence[RecordPart]) -> dg.TableMetadataValue:
+    return table([row.model_dump(exclude_unset=True) for row in rows])
 
 
 def raw(manifest: Manifest) -> Metadata:
-    s = manifest.statistics
+    """Return what is shown of a raw table."""
+    read = manifest.record(RawRecord)
     return {
-        "dagster/row_count": s["rows"],
+        "dagster/row_count": read.rows,
         "dagster/column_schema": _column_schema("raw"),
-        "files": table(s["files"]),
-        "preview": table(s["preview"]),
+        "files": _table(read.files),
+        "preview": _table(read.preview),
     }
 
 
 def corpus(manifest: Manifest, before: Manifest | None) -> Metadata:
-    s = manifest.statistics
+    """Return what is shown of a corpus, and how it differs from the one before."""
+    found = manifest.record(CorpusRecord)
     shown: Metadata = {
-        "dagster/row_count": s["rows"],
+        "dagster/row_count": found.rows,
         "dagster/column_schema": _column_schema("corpus"),
-        "rejected_rows": s["rejected"],
-        "removed_rows": s["removed"],
-        "exact_duplicates": s["exact_duplicates"],
-        "near_duplicates": s["near_duplicates"],
+        "rejected_rows": found.rejected,
+        "removed_rows": found.removed,
+        "exact_duplicates": found.exact_duplicates,
+        "near_duplicates": found.near_duplicates,
     }
-    if s["cut_turns"]:
-        shown["turns_after_the_last_answer_removed"] = s["cut_turns"]
+    if found.cut_turns:
+        shown["turns_after_the_last_answer_removed"] = found.cut_turns
     if before is not None:
         shown |= _difference(manifest, before)
     shown |= {
-        "formats": table([{"file": f, "format": name} for f, name in s["formats"].items()]),
-        "preview": dg.MetadataValue.md(conversations(s["preview"])),
-        "lengths": charts.bars(s["characters"], "characters of a row"),
-        "answer_lengths": charts.bars(s["answer_characters"], "characters of the answers of a row"),
-        "repaired_rows": dg.MetadataValue.json(s["repaired"]),
-        "languages": dg.MetadataValue.json(s["languages"]),
-        "roles": dg.MetadataValue.json(s["roles"]),
+        "formats": table([{"file": f, "format": name} for f, name in found.formats.items()]),
+        "preview": dg.MetadataValue.md(conversations(found.preview)),
+        "lengths": charts.bars(found.characters.model_dump(), "characters of a row"),
+        "answer_lengths": charts.bars(
+            found.answer_characters.model_dump(), "characters of the answers of a row"
+        ),
+        "repaired_rows": dg.MetadataValue.json(found.repaired),
+        "languages": dg.MetadataValue.json(found.languages),
+        "roles": dg.MetadataValue.json(found.roles),
     }
-    if s["reasons"]:
-        shown["rejected_reasons"] = table(s["reasons"])
-        shown["rejected_preview"] = table(s["rejected_preview"])
-    if s["personal_data"]["rows"]:
-        shown["personal_data"] = dg.MetadataValue.json(s["personal_data"]["kinds"])
-        shown["personal_data_rows"] = table(s["personal_data"]["examples"])
+    if found.reasons:
+        shown["rejected_reasons"] = _table(found.reasons)
+        shown["rejected_preview"] = _table(found.rejected_preview)
+    if found.personal_data.rows:
+        shown["personal_data"] = dg.MetadataValue.json(found.personal_data.kinds)
+        shown["personal_data_rows"] = _table(found.personal_data.examples)
     return shown
 
 
 def _difference(manifest: Manifest, before: Manifest) -> Metadata:
-    """Against the previous materialization; nothing if its files are gone."""
+    """Return how the rows differ from those of the previous materialization."""
     from finetune_assets.data.corpora.difference import difference
     from finetune_assets.storage import artifacts as artifacts
 
@@ -68,22 +79,23 @@ def _difference(manifest: Manifest, before: Manifest) -> Metadata:
 
 
 def split(manifest: Manifest) -> Metadata:
-    s = manifest.statistics
+    """Return what is shown of a split."""
+    made = manifest.record(SplitRecord)
     shown: Metadata = {
-        "dagster/row_count": s["rows"],
+        "dagster/row_count": made.rows,
         "dagster/column_schema": _column_schema("split"),
-        "different_prompts": s["prompts"],
-        "all_splits": dg.MetadataValue.json(s["sizes"]),
-        "by_source": table(s["sources"]),
-        "set_aside": s["set_aside"],
-        "largest_group_of_near_questions": s["largest_cluster"],
-        "leaked_prompts": s["leaked_prompts"],
-        "preview": dg.MetadataValue.md(conversations(s["preview"])),
+        "different_prompts": made.prompts,
+        "all_splits": dg.MetadataValue.json(made.sizes),
+        "by_source": _table(made.sources),
+        "set_aside": made.set_aside,
+        "largest_group_of_near_questions": made.largest_cluster,
+        "leaked_prompts": made.leaked_prompts,
+        "preview": dg.MetadataValue.md(conversations(made.preview)),
     }
-    if "contamination" in s:
-        shown["contamination"] = table(s["contamination"]["rows"])
-        if s["contamination"]["examples"]:
-            shown["contaminated_rows"] = table(s["contamination"]["examples"])
+    if made.contamination:
+        shown["contamination"] = _table(made.contamination.rows)
+        if made.contamination.examples:
+            shown["contaminated_rows"] = _table(made.contamination.examples)
     return shown
 
 
@@ -113,7 +125,7 @@ def _column_schema(kind: str) -> dg.TableSchema:
     from finetune_assets.data.sources.raw import RAW_SCHEMA
     from finetune_assets.data.splits.division import COLUMNS
 
-    schema: dict[str, Any] = {
+    schema = {
         "raw": RAW_SCHEMA,
         "corpus": CONVERSATION_SCHEMA,
         "split": {name: CONVERSATION_SCHEMA[name] for name in COLUMNS},

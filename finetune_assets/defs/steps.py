@@ -13,7 +13,7 @@ import dagster as dg
 from finetune_assets.catalog.load import Entry
 from finetune_assets.errors import UserError
 from finetune_assets.storage import artifacts as artifacts
-from finetune_assets.storage.artifacts import MANIFEST, Manifest
+from finetune_assets.storage.artifacts import MANIFEST, Manifest, Record
 from finetune_assets.storage.fingerprint import fingerprint, library_versions
 from finetune_assets.storage.job import Job
 
@@ -42,7 +42,7 @@ LIBRARIES = {
 }
 """Libraries whose release can change a task's result."""
 
-Work = Callable[[Manifest, Path], dict[str, Any]]
+Work = Callable[[Manifest, Path], Record]
 
 
 def make(
@@ -87,7 +87,8 @@ def make(
         _record_inputs(manifest, upstream)
         if work is not None:
             with artifacts.writing(manifest) as out:
-                manifest.statistics = work(manifest, out)
+                record = work(manifest, out)
+                manifest.statistics = record.model_dump(mode="json", exclude_unset=True)
         else:
             job = Job(
                 manifest=manifest,

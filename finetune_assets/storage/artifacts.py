@@ -24,10 +24,15 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 
 
-class Record(BaseModel):
-    """What a task measured; each asset has its own record, kept as the manifest's statistics."""
+class RecordPart(BaseModel):
+    """A group of values in a record."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class Record(RecordPart):
+    """What a task measured; each asset has its own record, kept as the manifest's statistics."""
+
     peak_rss_gb: float | None = None
     """Largest resident memory of the worker process, in GB; None where no worker made it."""
 

@@ -31,7 +31,7 @@ def write_jsonl(path: Path, rows: Rows) -> Path:
 
 
 class Corpus:
-    """The corpus of a dataset: its folder, its statistics, its rows."""
+    """The corpus of a dataset: its folder, its record, its rows."""
 
     def __init__(self, folder: Path, sources: Sequence[Any], **config: Any) -> None:
         self.entry = entry(folder, sources, **config)
@@ -42,7 +42,7 @@ class Corpus:
         pinned = pin(self.entry, self.folder / "spool")
         declared = self.entry.config.sources
         self.raw = write_raw(pinned, declared, self.folder / "raw")
-        self.statistics = write_corpus(
+        self.record, self.rows_hash = write_corpus(
             self.folder / "raw" / "rows.parquet",
             self.entry.config,
             self.folder / "corpus",
@@ -52,15 +52,15 @@ class Corpus:
         self.rejected = pl.read_parquet(self.folder / "corpus" / "rejected.parquet")
 
     def splits(self) -> dict[str, pl.DataFrame]:
-        """Rows of each split, and their statistics in `self.split_statistics`."""
+        """Rows of each split, and their records in `self.split_records`."""
         division = Division(
             self.folder / "corpus", self.entry.config, self.entry.uri, self.entry.locate
         )
-        parts, self.split_statistics = {}, {}
+        parts, self.split_records = {}, {}
         for name in ("train", "validation", "test"):
             out = self.folder / name
             out.mkdir()
-            self.split_statistics[name] = division.write(name, out)
+            self.split_records[name], _ = division.write(name, out)
             parts[name] = pl.read_parquet(out / "rows.parquet")
         return parts
 

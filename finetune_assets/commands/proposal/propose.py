@@ -31,6 +31,7 @@ from finetune_assets.data.conversations.conversations import SPLIT_NAMES
 from finetune_assets.data.conversations.formats import NAMES, Format
 from finetune_assets.data.corpora.batch import UNUSABLE
 from finetune_assets.data.corpora.corpus import write_corpus
+from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.splits.division import Division
 
 EVALUATION_ROWS = 2000
@@ -96,9 +97,9 @@ def propose(name: str, origin: str, query: str | None = None, base: str | None =
         corpus, table = Path(scratch) / "corpus", Path(scratch) / "raw.parquet"
         corpus.mkdir()
         sample.frame.write_parquet(table)
-        statistics = write_corpus(table, declared, corpus, uri)
+        record, _ = write_corpus(table, declared, corpus, uri)
         rows = pl.read_parquet(corpus / "rows.parquet")
-        keys |= _corpus_keys(statistics) | _split_keys(sample, raw, rows)
+        keys |= _corpus_keys(record) | _split_keys(sample, raw, rows)
         if sample.complete:
             divided = _with_splits(declared, keys["splits"])
             sizes = Division(corpus, divided, uri, entry.locate).assignment.sizes()
@@ -211,26 +212,24 @@ def _has_few_values(raw: Sequence[Row], column: str) -> bool:
     return 1 < len(set(values)) <= min(FEW_VALUES, len(values) / 5)
 
 
-def _corpus_keys(statistics: Mapping[str, Any]) -> Keys:
+def _corpus_keys(record: CorpusRecord) -> Keys:
     """What stands under `cleaning:`, and what was found in the rows."""
-    total, unusable = statistics["total"], statistics["rejected"]
-    reasons = [
-        f"{r['rows']} x {r['reason']}" for r in statistics["reasons"] if r["step"] == UNUSABLE
-    ]
-    exact, near = statistics["exact_duplicates"], statistics["near_duplicates"]
-    personal = statistics["personal_data"]
-    kinds = ", ".join(f"{kind} {rows}" for kind, rows in personal["kinds"].items())
-    languages = [f"{k} {n:.0%}" for k, n in statistics["languages"].items() if n >= 0.01]
+    total, unusable = record.total, record.rejected
+    reasons = [f"{r.rows} x {r.reason}" for r in record.reasons if r.step == UNUSABLE]
+    exact, near = record.exact_duplicates, record.near_duplicates
+    personal = record.personal_data
+    kinds = ", ".join(f"{kind} {rows}" for kind, rows in personal.kinds.items())
+    languages = [f"{k} {n:.0%}" for k, n in record.languages.items() if n >= 0.01]
     lines = [
         f"{unusable} of {total} rows unusable: {'; '.join(reasons[:5])}"
         if unusable
         else "no unusable rows",
         f"{exact} exact duplicates; {near} rows ask the same as an earlier one, or nearly",
-        f"rows with personal data: {personal['rows']}" + (f" ({kinds})" if kinds else ""),
+        f"rows with personal data: {personal.rows}" + (f" ({kinds})" if kinds else ""),
         f"languages, of a few hundred rows: {', '.join(languages[:4])}",
     ]
-    if statistics["cut_turns"]:
-        lines.append(f"{statistics['cut_turns']} turns after the last answer, which are left out")
+    if record.cut_turns:
+        lines.append(f"{record.cut_turns} turns after the last answer, which are left out")
     share = unusable / total
     limit = 0.1 if share <= 0.08 else min(1.0, ceil((share + 0.02) * 20) / 20)
     return {
@@ -246,7 +245,7 @@ def _corpus_keys(statistics: Mapping[str, Any]) -> Keys:
         "like instead; `drop` sets rows aside; `region` finds national phone numbers too."
         if kinds
         else "None was found; `report` goes on looking.",
-        "no_system": not statistics["roles"].get("system") and bool(statistics["roles"]),
+        "no_system": not record.roles.get("system") and bool(record.roles),
     }
 
 

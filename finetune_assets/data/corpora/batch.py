@@ -25,6 +25,7 @@ from finetune_assets.data.conversations.filters import passes
 from finetune_assets.data.conversations.formats import Formats
 from finetune_assets.data.conversations.messages import Message, Unusable
 from finetune_assets.data.corpora import cleaning, personal_data
+from finetune_assets.data.corpora.corpus_record import PersonalDataPlace
 from finetune_assets.data.sources.files import parse
 
 REJECTED_SCHEMA: dict[str, Any] = {
@@ -72,7 +73,7 @@ class Findings:
     personal: Counter[str] = field(default_factory=Counter)
     """Rows by kind of personal data left in them, or redacted."""
     personal_rows: int = 0
-    personal_examples: list[dict[str, Any]] = field(default_factory=list)
+    personal_examples: list[PersonalDataPlace] = field(default_factory=list)
     roles: Counter[str] = field(default_factory=Counter)
     cut_turns: int = 0
     first_unusable: tuple[str, int, str] | None = None
@@ -214,7 +215,7 @@ class Cleaner:
             if len(self.findings.personal_examples) < PERSONAL_EXAMPLES:
                 # The place only: the data itself has no business in metadata.
                 self.findings.personal_examples.append(
-                    {"source": rows[i].source, "line": rows[i].line, "kinds": sorted(names)}
+                    PersonalDataPlace(source=rows[i].source, line=rows[i].line, kinds=sorted(names))
                 )
 
     def _lengths_kept(self, rows: list[Row]) -> list[Row]:

@@ -7,7 +7,6 @@ fingerprints of all; a last pass, in polars alone, puts the corpus together.
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,22 +16,28 @@ from finetune_assets.data.conversations.conversations import CONVERSATION_SCHEMA
 from finetune_assets.data.conversations.formats import Formats, formats_of
 from finetune_assets.data.corpora import near_duplicates
 from finetune_assets.data.corpora.batch import REJECTED_SCHEMA, UNUSABLE, Findings
+from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.corpora.parts import Progress, Task, clean_parts, part_files, scan
-from finetune_assets.data.corpora.statistics import describe
+from finetune_assets.data.corpora.statistics import describe, rows_hash
 from finetune_assets.errors import UserError
 from finetune_assets.storage.parquet import ROW_GROUP, batches, writing_parquet
 
 
 def write_corpus(
     raw: Path, config: Dataset, out: Path, where: str, progress: Progress = lambda rows: None
-) -> dict[str, Any]:
-    """Write `rows.parquet` (CONVERSATION_SCHEMA), `rejected.parquet` (REJECTED_SCHEMA) and
+) -> tuple[CorpusRecord, str]:
+    """Write the corpus of a raw table into a folder.
+
+    The files are `rows.parquet` (CONVERSATION_SCHEMA), `rejected.parquet` (REJECTED_SCHEMA) and
     `near_duplicates.parquet` (ids `later`, `earlier`, and their `similarity`).
 
     Args:
         raw: Parquet of raw rows.
         where: the dataset file, named in errors.
         progress: called with the number of rows done.
+
+    Returns:
+        What was found, and the hash of the rows, which is the corpus's data version.
 
     Raises:
         UserError: no format fits a file, or more than `max_rejected` of the rows are unusable.
@@ -53,7 +58,8 @@ def write_corpus(
     _write_rejected(work, raw, out, removed)
     shutil.rmtree(work)
     formats = _named_formats(task.formats)
-    return describe(out, findings, total, formats)
+    identity = ["id", "split", "attributes", "source_index"]
+    return describe(out, findings, total, formats), rows_hash(out / "rows.parquet", identity)
 
 
 PINNED_FIRST = {"train": 1, "validation": 2, "test": 3}

@@ -3,11 +3,20 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import polars as pl
 
 from finetune_assets.data.corpora.batch import UNUSABLE, Findings
+from finetune_assets.data.corpora.corpus_record import (
+    CorpusRecord,
+    Histogram,
+    Outliers,
+    PersonalDataCounts,
+    Reason,
+    RejectedRow,
+    ShownRow,
+)
 from finetune_assets.storage.fingerprint import LENGTH
 from finetune_assets.storage.parquet import ROW_GROUP, batches, take
 
@@ -22,68 +31,74 @@ OUTLIER_RANGES = 3
 """Interquartile ranges above the third quartile from which an answer is far longer than others."""
 
 
-def describe(
-    folder: Path, findings: Findings, total: int, formats: dict[str, str]
-) -> dict[str, Any]:
-    """Statistics of a corpus folder as JSON values; `rows_hash` is its data version."""
+def describe(folder: Path, findings: Findings, total: int, formats: dict[str, str]) -> CorpusRecord:
+    """Return what is to be known of a corpus folder.
+
+    Args:
+        findings: what cleaning found, with duplicates counted in.
+        total: rows read.
+        formats: format by file.
+    """
     rows = folder / "rows.parquet"
     removed = findings.rejected
     lengths = pl.read_parquet(rows, columns=["characters", "answer_characters"])
     near = pl.scan_parquet(rows).select(pl.col("duplicate_of").is_not_null().sum()).collect().item()
-    return {
-        "rows": findings.accepted,
-        "total": total,
-        "rejected": sum(n for (step, _), n in removed.items() if step == UNUSABLE),
-        "removed": sum(removed.values()),
-        "reasons": [
-            {"step": step, "reason": reason, "rows": count}
+    return CorpusRecord(
+        rows=findings.accepted,
+        total=total,
+        rejected=sum(n for (step, _), n in removed.items() if step == UNUSABLE),
+        removed=sum(removed.values()),
+        reasons=[
+            Reason(step=step, reason=reason, rows=count)
             for (step, reason), count in removed.most_common()
             if count
         ],
-        "rejected_preview": _rejected_preview(folder / "rejected.parquet"),
-        "formats": formats,
-        "repaired": dict(findings.repaired),
-        "exact_duplicates": _of_step(findings, "exact_duplicate"),
-        "near_duplicates": near + _of_step(findings, "near_duplicate"),
-        "personal_data": {
-            "rows": findings.personal_rows,
-            "kinds": dict(findings.personal),
-            "examples": findings.personal_examples,
-        },
-        "roles": dict(findings.roles),
-        "cut_turns": findings.cut_turns,
-        "languages": languages(rows),
-        "characters": histogram(lengths["characters"]),
-        "answer_characters": histogram(lengths["answer_characters"]),
-        "answer_outliers": outliers(lengths["answer_characters"]),
-        "preview": preview(rows),
-        "rows_hash": rows_hash(rows, ["id", "split", "attributes", "source_index"]),
-    }
+        rejected_preview=_rejected_preview(folder / "rejected.parquet"),
+        formats=formats,
+        repaired=dict(findings.repaired),
+        exact_duplicates=_of_step(findings, "exact_duplicate"),
+        near_duplicates=near + _of_step(findings, "near_duplicate"),
+        personal_data=PersonalDataCounts(
+            rows=findings.personal_rows,
+            kinds=dict(findings.personal),
+            examples=findings.personal_examples,
+        ),
+        roles=dict(findings.roles),
+        cut_turns=findings.cut_turns,
+        languages=languages(rows),
+        characters=histogram(lengths["characters"]),
+        answer_characters=histogram(lengths["answer_characters"]),
+        answer_outliers=outliers(lengths["answer_characters"]),
+        preview=preview(rows),
+    )
 
 
 def _of_step(findings: Findings, wanted: str) -> int:
     return sum(n for (step, _), n in findings.rejected.items() if step == wanted)
 
 
-def _rejected_preview(path: Path) -> list[dict[str, Any]]:
+def _rejected_preview(path: Path) -> list[RejectedRow]:
     """A few rows of every step, with the beginning of what was removed."""
     steps = pl.scan_parquet(path).select("step").unique().sort("step").collect()["step"]
     shown = [
         pl.scan_parquet(path).filter(pl.col("step") == step).head(REJECTED_SHOWN).collect()
         for step in steps
     ]
-    order = ["source", "line", "step", "reason", "row"]
-    rows = pl.concat(shown).select(order) if shown else pl.DataFrame()
-    return rows.with_columns(pl.col("row").str.slice(0, 100)).to_dicts() if shown else []
+    beginning = pl.col("row").str.slice(0, 100)
+    return [
+        RejectedRow(**row)
+        for rows in shown
+        for row in rows.select("source", "line", "step", "reason", beginning).to_dicts()
+    ]
 
 
-def preview(rows: Path) -> list[dict[str, Any]]:
-    """The first rows of every source, as far as PREVIEW_ROWS go."""
+def preview(rows: Path) -> list[ShownRow]:
+    """Return the first rows of every source, as far as PREVIEW_ROWS go."""
     light = pl.read_parquet(rows, columns=["source_index"], row_index_name="row")
     each = max(1, PREVIEW_ROWS // max(1, light["source_index"].n_unique()))
     first = light.group_by("source_index", maintain_order=True).head(each)["row"]
-    columns = ["id", "source", "line", "messages", "text", "chosen", "rejected", "tools"]
-    return take(rows, first.head(PREVIEW_ROWS).to_list(), columns).to_dicts()
+    shown = take(rows, first.head(PREVIEW_ROWS).to_list(), list(ShownRow.model_fields))
+    return [ShownRow(**row) for row in shown.to_dicts()]
 
 
 def rows_hash(path: Path, columns: list[str]) -> str:
@@ -96,26 +111,24 @@ def rows_hash(path: Path, columns: list[str]) -> str:
     return content.hexdigest()[:LENGTH]
 
 
-def histogram(values: pl.Series, bins: int = 40) -> dict[str, list[float]]:
+def histogram(values: pl.Series, bins: int = 40) -> Histogram:
     """Edges (bins + 1) and counts (bins); values above the 99.5th percentile are in the last."""
     if not values.len():
-        return {"edges": [], "counts": []}
-    import numpy as np
-
+        return Histogram(edges=[], counts=[])
     top = float(np.percentile(values.to_numpy(), 99.5))
     clipped = np.minimum(values.to_numpy(), max(top, 1.0))
     counts, edges = np.histogram(clipped, bins=bins)
-    return {"edges": edges.round(2).tolist(), "counts": counts.tolist()}
+    return Histogram(edges=edges.round(2).tolist(), counts=counts.tolist())
 
 
-def outliers(values: pl.Series) -> dict[str, float]:
+def outliers(values: pl.Series) -> Outliers:
     """Share of values above Q3 + 3 IQR, and that limit."""
     if not values.len():
-        return {"share": 0.0, "limit": 0.0, "rows": 0}
+        return Outliers(share=0.0, limit=0.0, rows=0)
     low, high = float(values.quantile(0.25) or 0), float(values.quantile(0.75) or 0)
     limit = high + OUTLIER_RANGES * (high - low)
     rows = int((values > limit).sum())
-    return {"share": rows / values.len(), "limit": limit, "rows": rows}
+    return Outliers(share=rows / values.len(), limit=limit, rows=rows)
 
 
 def languages(rows: Path) -> dict[str, float]:

@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from finetune_assets.catalog.sources import Source
 from finetune_assets.data.sources.files import Batch
+from finetune_assets.data.sources.raw_record import RawRecord, RawRow, SourceFile
 from finetune_assets.data.sources.sources import Pin, read
 from finetune_assets.storage.parquet import writing_parquet
 
@@ -23,24 +23,22 @@ RAW_SCHEMA = {
 PREVIEW_ROWS = 5
 
 
-def write_raw(pinned: list[Pin], declared: list[Source], out: Path) -> dict[str, Any]:
+def write_raw(pinned: list[Pin], declared: list[Source], out: Path) -> RawRecord:
     """Read everything, sample each source, write `rows.parquet` (RAW_SCHEMA)."""
     counts = [0] * len(pinned)
-    preview: list[dict[str, Any]] = []
+    preview: list[RawRow] = []
     with writing_parquet(out / "rows.parquet", RAW_SCHEMA) as write:
         for index, frame in raw_rows(pinned, declared):
             counts[index] += frame.height
             if len(preview) < PREVIEW_ROWS:
-                preview += frame.head(PREVIEW_ROWS - len(preview)).to_dicts()
+                first = frame.head(PREVIEW_ROWS - len(preview)).drop("source_index")
+                preview += [RawRow(**row) for row in first.iter_rows(named=True)]
             write(frame)
-    return {
-        "rows": sum(counts),
-        "files": [
-            {"file": p.name, "bytes": p.size, "rows": rows, "sha256": p.sha256}
-            for p, rows in zip(pinned, counts, strict=True)
-        ],
-        "preview": [{k: row[k] for k in ("source", "line", "row")} for row in preview],
-    }
+    files = [
+        SourceFile(file=p.name, bytes=p.size, rows=rows, sha256=p.sha256)
+        for p, rows in zip(pinned, counts, strict=True)
+    ]
+    return RawRecord(rows=sum(counts), files=files, preview=preview)
 
 
 def raw_rows(pinned: list[Pin], declared: list[Source]) -> Iterator[tuple[int, pl.DataFrame]]:

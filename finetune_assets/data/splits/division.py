@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +14,13 @@ from finetune_assets.data.corpora.statistics import preview, rows_hash
 from finetune_assets.data.splits import splits
 from finetune_assets.data.splits.benchmarks import benchmark_texts
 from finetune_assets.data.splits.contamination import Batch, Evaluation, text_of
+from finetune_assets.data.splits.split_record import (
+    Contaminated,
+    ContaminatedRow,
+    Contamination,
+    SourceRows,
+    SplitRecord,
+)
 from finetune_assets.data.splits.splits import SET_ASIDE, Assignment
 from finetune_assets.errors import UserError
 from finetune_assets.storage.parquet import ROW_GROUP, batches, writing_parquet
@@ -48,11 +54,18 @@ class Division:
         pairs = pl.read_parquet(self.corpus / "near_duplicates.parquet")
         return splits.assign(rows, pairs, self.config.splits, self.where)
 
-    def write(self, name: str, out: Path) -> dict[str, Any]:
-        """Write one split's `rows.parquet` and return statistics, which speak of all three.
+    def write(self, name: str, out: Path) -> tuple[SplitRecord, str]:
+        """Write one split's `rows.parquet`.
 
         With the training split go the rows set aside, as `set_aside.parquet`; with the test split
         the rows that overlap with training, as `contamination.parquet`.
+
+        Returns:
+            The record, which speaks of all three splits, and the hash of the rows, which is the
+            split's data version.
+
+        Raises:
+            UserError: the sources' weights leave nothing to train on.
         """
         path = out / "rows.parquet"
         code = SPLIT_NAMES.index(name)
@@ -60,30 +73,31 @@ class Division:
         self._write_rows(mine * self._copies() if name == "train" else mine, path)
         # Only the test split is sliced by attributes; a change of them must not retrain.
         identity = ["id", "attributes"] if name == "test" else ["id"]
-        if name == "train" and not pl.scan_parquet(path).select(pl.len()).collect().item():
+        rows = pl.scan_parquet(path).select(pl.len()).collect().item()
+        if name == "train" and not rows:
             raise UserError(
                 self.where,
                 f"the weights leave none of {int(mine.sum())} rows to train on",
                 "raise `weight` of a source",
             )
-        statistics: dict[str, Any] = {
-            "rows": pl.scan_parquet(path).select(pl.len()).collect().item(),
-            "prompts": int(np.unique(self.assignment.node[self.assignment.row == code]).size),
-            "sizes": self.assignment.sizes(),
-            "set_aside": self.assignment.set_aside,
-            "largest_cluster": self.assignment.largest_cluster(),
-            "linked_questions": len(self.assignment.links),
-            "leaked_prompts": splits.straddling(self.assignment),
-            "sources": self._by_source(),
-            "preview": preview(path),
-            "rows_hash": rows_hash(path, identity),
-        }
+        record = SplitRecord(
+            rows=rows,
+            prompts=np.unique(self.assignment.node[self.assignment.row == code]).size,
+            sizes=self.assignment.sizes(),
+            set_aside=self.assignment.set_aside,
+            largest_cluster=self.assignment.largest_cluster(),
+            linked_questions=len(self.assignment.links),
+            leaked_prompts=splits.straddling(self.assignment),
+            sources=self._by_source(),
+            preview=preview(path),
+        )
         if name == "train":
             aside = (self.assignment.row == SET_ASIDE).astype(np.int64)
             self._write_rows(aside, out / "set_aside.parquet")
         if name == "test":
-            statistics["contamination"] = self._contamination(out / "contamination.parquet")
-        return statistics
+            found = self._contamination(out / "contamination.parquet")
+            record = record.model_copy(update={"contamination": found})
+        return record, rows_hash(path, identity)
 
     def _write_rows(self, copies: np.ndarray, path: Path) -> None:
         """Write every row as often as `copies` says, in rounds."""
@@ -104,23 +118,23 @@ class Division:
             return np.ones(light.height, dtype=np.int64)
         return splits.copies(light["id"], light["source_index"], weights)
 
-    def _by_source(self) -> list[dict[str, Any]]:
+    def _by_source(self) -> list[SourceRows]:
         index = pl.read_parquet(self.rows, columns=["source_index"])["source_index"].to_numpy()
         names = [*SPLIT_NAMES, "set_aside"]
         return [
-            {
-                "source": source.label,
-                "weight": source.weight,
+            SourceRows(
+                source=source.label,
+                weight=source.weight,
                 **{
                     name: int(((index == i) & (self.assignment.row == code)).sum())
                     for code, name in enumerate(names)
                 },
-            }
+            )
             for i, source in enumerate(self.config.sources)
         ]
 
-    def _contamination(self, path: Path) -> dict[str, Any]:
-        """Overlap of validation, test and benchmark rows with training rows."""
+    def _contamination(self, path: Path) -> Contamination:
+        """Return the overlap of validation, test and benchmark rows with training rows."""
         config = self.config.contamination
         codes = {name: SPLIT_NAMES.index(name) for name in ("validation", "test")}
         sizes = self.assignment.sizes()
@@ -142,23 +156,23 @@ class Division:
         shown = self._named(contaminated, codes, training)
         shown.write_parquet(path)
         counts = dict(kind.value_counts().iter_rows())
-        return {
-            "n": config.n,
-            "overlap": config.overlap,
-            "rows": [
-                {
-                    "of": name,
-                    "rows": counts[name],
-                    "contaminated": (n := contaminated.filter(pl.col("of") == name).height),
-                    "share": round(n / counts[name], 5),
-                    "mean_overlap": round(
+        return Contamination(
+            n=config.n,
+            overlap=config.overlap,
+            rows=[
+                Contaminated(
+                    of=name,
+                    rows=counts[name],
+                    contaminated=(n := contaminated.filter(pl.col("of") == name).height),
+                    share=round(n / counts[name], 5),
+                    mean_overlap=round(
                         float(found.filter(pl.col("of") == name)["overlap"].sum()) / counts[name], 5
                     ),
-                }
+                )
                 for name in dict.fromkeys(kind.unique(maintain_order=True))
             ],
-            "examples": shown.head(EXAMPLES).to_dicts(),
-        }
+            examples=[ContaminatedRow(**row) for row in shown.head(EXAMPLES).to_dicts()],
+        )
 
     def _named(self, found: pl.DataFrame, codes: dict[str, int], training: int) -> pl.DataFrame:
         """Give evaluation and training rows their files and lines."""

@@ -4,17 +4,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from finetune_assets.catalog.load import Entry
 from finetune_assets.data.corpora.corpus import write_corpus
+from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.sources import sources
 from finetune_assets.data.sources.raw import write_raw
 from finetune_assets.data.splits.division import Division
 
 
 @contextmanager
-def cleaned(entry: Entry) -> Iterator[tuple[dict[str, Any], Division]]:
+def cleaned(entry: Entry) -> Iterator[tuple[CorpusRecord, Division]]:
     """A dataset's rows as a run would read, clean and divide them: statistics, and the division.
 
     They are in scratch folders that last as long as the block.
@@ -26,5 +26,5 @@ def cleaned(entry: Entry) -> Iterator[tuple[dict[str, Any], Division]]:
         pinned = sources.pin(entry, folders["spool"])
         write_raw(pinned, entry.config.sources, folders["raw"])
         raw_rows = folders["raw"] / "rows.parquet"
-        statistics = write_corpus(raw_rows, entry.config, folders["corpus"], entry.uri)
-        yield statistics, Division(folders["corpus"], entry.config, entry.uri, entry.locate)
+        record, _ = write_corpus(raw_rows, entry.config, folders["corpus"], entry.uri)
+        yield record, Division(folders["corpus"], entry.config, entry.uri, entry.locate)

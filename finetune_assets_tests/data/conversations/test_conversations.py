@@ -55,7 +55,7 @@ def test_formats_are_detected(
     tmp_path: Path, name: str, row: dict[str, Any], messages: list[dict[str, str]]
 ) -> None:
     made = corpus(tmp_path, [row])
-    assert list(made.statistics["formats"].values()) == [name]
+    assert list(made.record.formats.values()) == [name]
     assert made.messages() == messages
 
 
@@ -103,7 +103,7 @@ def test_feedback_keeps_its_label(tmp_path: Path) -> None:
         {"prompt": "bad?", "completion": "b", "label": False},
     ]
     made = corpus(tmp_path, rows)
-    assert list(made.statistics["formats"].values()) == ["feedback"]
+    assert list(made.record.formats.values()) == ["feedback"]
     assert made.rows["label"].to_list() == [True, False]
 
 
@@ -125,7 +125,7 @@ def test_feedback_keeps_its_label(tmp_path: Path) -> None:
 )
 def test_every_shape_of_preferences(tmp_path: Path, row: dict[str, Any]) -> None:
     made = corpus(tmp_path, [row])
-    assert list(made.statistics["formats"].values()) == ["preference"]
+    assert list(made.record.formats.values()) == ["preference"]
     assert made.messages() == [USER_A]
     assert [m["content"] for m in made.rows["chosen"][0]] == ["b"]
     assert [m["content"] for m in made.rows["rejected"][0]] == ["c"]
@@ -157,7 +157,7 @@ def test_columns_are_mapped_and_a_system_message_added(tmp_path: Path) -> None:
 def test_a_trailing_user_turn_is_removed_and_counted(tmp_path: Path) -> None:
     made = corpus(tmp_path, [{"messages": [USER_A, ASSISTANT_B, USER_A]}])
     assert made.messages() == [USER_A, ASSISTANT_B]
-    assert made.statistics["cut_turns"] == 1
+    assert made.record.cut_turns == 1
 
 
 def test_a_filter_sets_rows_aside(tmp_path: Path) -> None:

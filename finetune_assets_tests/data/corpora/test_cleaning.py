@@ -32,7 +32,7 @@ def test_each_repair_is_counted_and_can_be_switched_off(
     rows = [{"prompt": "plain", "completion": "text"}, {"prompt": before, "completion": before}]
     made = corpus(tmp_path, rows)
     assert [m["content"] for m in made.messages(1)] == [after, after]
-    assert made.statistics["repaired"] == {
+    assert made.record.repaired == {
         "mojibake": 0, "control_characters": 0, "unicode_nfc": 0, step: 1
     }  # fmt: skip
     kept = corpus(tmp_path, rows, cleaning={step: False})
@@ -72,7 +72,7 @@ def test_exact_duplicates_name_the_first_and_can_be_kept(tmp_path: Path) -> None
     assert made.rows["line"].to_list() == [1, 2]
     assert made.rejected["step"].to_list() == ["exact_duplicate"]
     assert made.rejected["reason"][0].endswith(":1")
-    assert made.statistics["exact_duplicates"] == 1
+    assert made.record.exact_duplicates == 1
     assert corpus(tmp_path, rows, cleaning={"exact_duplicates": "keep"}).rows.height == 3
 
 
@@ -93,7 +93,7 @@ def test_near_duplicates_are_grouped_named_and_can_be_dropped(tmp_path: Path) ->
     made = corpus(tmp_path, near_rows())
     first = made.rows["id"][0]
     assert made.rows["duplicate_of"].to_list() == [None, None, first, first]
-    assert made.statistics["near_duplicates"] == 2
+    assert made.record.near_duplicates == 2
     dropping = {"near_duplicates": {"action": "drop"}}
     made = corpus(tmp_path, near_rows(), cleaning=dropping)
     assert made.rows["line"].to_list() == [1, 2, 4]
@@ -106,7 +106,7 @@ def test_near_duplicates_are_grouped_named_and_can_be_dropped(tmp_path: Path) ->
 
 def test_another_number_in_a_short_question_is_another_question(tmp_path: Path) -> None:
     rows = [{"prompt": f"What is {i} plus 7?", "completion": str(i + 7)} for i in range(10, 40)]
-    assert corpus(tmp_path, rows).statistics["near_duplicates"] == 0
+    assert corpus(tmp_path, rows).record.near_duplicates == 0
 
 
 PERSONAL = [
@@ -120,14 +120,14 @@ def test_personal_data_is_reported_redacted_or_dropped(tmp_path: Path) -> None:
         return corpus(tmp_path, PERSONAL, cleaning={"personal_data": {"action": action}})
 
     reported = made("report")
-    assert reported.statistics["personal_data"]["kinds"] == {"email": 1, "ip_address": 1}
-    assert "anna.b@example.org" not in json.dumps(reported.statistics["personal_data"])
+    assert reported.record.personal_data.kinds == {"email": 1, "ip_address": 1}
+    assert "anna.b@example.org" not in reported.record.personal_data.model_dump_json()
     assert reported.messages(0)[1]["content"] == PERSONAL[0]["completion"]
     assert made("redact").messages(0)[1]["content"] == "I am at [EMAIL] or [IP_ADDRESS]."
     dropped = made("drop")
     assert dropped.rows["line"].to_list() == [2]
     assert dropped.rejected["reason"].to_list() == ["holds email, ip_address"]
-    assert made("off").statistics["personal_data"]["rows"] == 0
+    assert made("off").record.personal_data.rows == 0
 
 
 def test_when_nothing_is_left_the_error_says_what_took_it(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_accepted_and_removed_rows_are_all_rows(tmp_path: Path, rows: list[Any])
     made = corpus(tmp_path, [good, *rows], max_rejected=1)
     lines = pl.concat([made.rows["line"], made.rejected["line"]])
     assert sorted(lines.to_list()) == list(range(1, len(rows) + 2))
-    assert made.statistics["rows"] + made.statistics["removed"] == len(rows) + 1
+    assert made.record.rows + made.record.removed == len(rows) + 1
     for line, text in made.rejected.select("line", "row").rows():
         assert json.loads(text) == [good, *rows][line - 1]
 

@@ -45,7 +45,7 @@ def test_processes_change_nothing(tmp_path: Path, small_groups: None) -> None:
         )
         assert ours.equals(theirs), name
     assert processes.rows["line"].to_list() == [n for n in range(1, 201) if n not in (51, 151)]
-    assert processes.statistics["rows_hash"] == alone.statistics["rows_hash"]
+    assert processes.rows_hash == alone.rows_hash
     assert sorted(processes.rejected["line"].to_list()) == [51, 151]
 
 

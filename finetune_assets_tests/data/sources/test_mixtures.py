@@ -25,7 +25,7 @@ def test_one_file_can_be_two_sources_that_read_it_differently(tmp_path: Path) ->
     asked = [turns[0]["content"] for turns in made.rows["messages"].to_list()]
     assert asked[0] == "Define w0"
     assert asked[9] == "Which word means m0?"
-    assert len(made.statistics["formats"]) == 2
+    assert len(made.record.formats) == 2
 
 
 def test_duplicates_on_one_line_are_rejected_once(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_personal_data_in_calls_and_tools_is_found_and_redacted(tmp_path: Path) 
         "to": "[EMAIL]"
     }
     assert "bob@" not in made.rows["tools"][0]
-    assert made.statistics["personal_data"]["rows"] == 1
+    assert made.record.personal_data.rows == 1
 
 
 def test_near_duplicates_are_dropped_only_for_rows_that_stay(tmp_path: Path) -> None:

@@ -65,14 +65,14 @@ def test_benchmark_rows_in_training_are_counted_and_shown(tmp_path: Path) -> Non
     )  # fmt: skip
     parts = made.splits()
     trained = parts["train"].filter(pl.col("line") <= 4).height
-    found = made.split_statistics["test"]["contamination"]
-    counts = {part["of"]: (part["rows"], part["contaminated"]) for part in found["rows"]}
+    found = made.split_records["test"].contamination
+    counts = {part.of: (part.rows, part.contaminated) for part in found.rows}
     assert counts["benchmark.jsonl"] == (20, trained)
     assert counts["test"][1] == counts["validation"][1] == 0
     assert trained
-    example = found["examples"][0]
-    assert example["of"] == "benchmark.jsonl"
-    assert example["training_row"].rsplit(":", 1)[1] in {"1", "2", "3", "4"}
+    example = found.examples[0]
+    assert example.of == "benchmark.jsonl"
+    assert example.training_row.rsplit(":", 1)[1] in {"1", "2", "3", "4"}
 
 
 def test_a_question_is_found_whatever_the_answer(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_a_question_is_found_whatever_the_answer(tmp_path: Path) -> None:
         tmp_path, [leak, *rows], {"split": None}, contamination={"benchmarks": ["exam.jsonl"]}
     )
     train = made.splits()["train"]
-    found = made.split_statistics["test"]["contamination"]["rows"]
-    counts = {part["of"]: part["contaminated"] for part in found}
+    found = made.split_records["test"].contamination.rows
+    counts = {part.of: part.contaminated for part in found}
     assert counts["exam.jsonl"] == train.filter(pl.col("line") == 1).height
 
 

@@ -184,7 +184,7 @@ def test_planted_copies_of_test_rows_are_found_grouped_and_never_straddle(tmp_pa
     )
     assert missed == 0
     assert found == 75
-    assert made.split_statistics["test"]["leaked_prompts"] == 0
+    assert made.split_records["test"].leaked_prompts == 0
 
 
 def test_adding_one_percent_of_rows_moves_none(tmp_path: Path) -> None:
@@ -238,5 +238,5 @@ def test_nothing_set_aside_is_lost(tmp_path: Path) -> None:
     aside = pl.read_parquet(made.folder / "train" / "set_aside.parquet")
     assert aside["line"].to_list() == [32]
     assert sum(p.height for p in parts.values()) + aside.height == len(rows)
-    assert made.split_statistics["train"]["set_aside"] == 1
+    assert made.split_records["train"].set_aside == 1
     assert SET_ASIDE == 3
