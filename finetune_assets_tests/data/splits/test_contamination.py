@@ -77,16 +77,20 @@ def test_benchmark_rows_in_training_are_counted_and_shown(tmp_path: Path) -> Non
 
 def test_a_question_is_found_whatever_the_answer(tmp_path: Path) -> None:
     asked = words(30)
-    write_jsonl(tmp_path / "exam.jsonl", [{"q": asked, "a": words(40)}, {"q": words(20), "a": "x"}])
-    rows = [{"prompt": words(30), "completion": words(9)} for _ in range(100)]
+    exam = [{"question": asked, "answer": words(40)}, {"question": words(20), "answer": "x"}]
+    write_jsonl(tmp_path / "exam.jsonl", exam)
+    rows = [{"prompt": words(30), "completion": words(9), "split": ""} for _ in range(100)]
     leak = {"prompt": f"Please tell me: {asked} Thank you", "completion": words(60)}
     made = corpus(
-        tmp_path, [leak, *rows], {"split": None}, contamination={"benchmarks": ["exam.jsonl"]}
+        tmp_path,
+        [leak | {"split": "train"}, *rows],
+        contamination={"benchmarks": ["exam.jsonl"]},
+        splits={"column": "split"},
     )
-    train = made.splits()["train"]
+    assert 1 in made.splits()["train"]["line"]
     found = made.split_records["test"].contamination.rows
     counts = {part.of: part.contaminated for part in found}
-    assert counts["exam.jsonl"] == train.filter(pl.col("line") == 1).height
+    assert counts["exam.jsonl"] == 1
 
 
 def test_a_missing_benchmark_is_named(tmp_path: Path) -> None:
