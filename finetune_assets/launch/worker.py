@@ -3,7 +3,6 @@
 Started through Dagster Pipes with a Job as extras; makes one artifact and publishes it.
 """
 
-import ctypes
 import os
 import resource
 import signal
@@ -17,6 +16,7 @@ from dagster_pipes import open_dagster_pipes
 
 from finetune_assets.errors import UserError
 from finetune_assets.launch.reporter import Reporter
+from finetune_assets.processes.identity import end_with_parent
 from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage import checkpoints
 from finetune_assets.storage.fingerprint import digest
@@ -131,7 +131,8 @@ TASKS: dict[str, Callable[[Job, Path, Reporter], dict[str, Any]]] = {
 
 def main() -> None:
     """Make the artifact of the task named on the command line."""
-    _end_with_parent()
+    parent = int(os.environ.get(PARENT, os.getppid()))
+    end_with_parent(signal.SIGTERM, parent, "run worker")
     signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -160,15 +161,6 @@ def peak_rss_gb() -> float:
 
 def _leave(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
-
-
-def _end_with_parent() -> None:
-    """Ask Linux for a TERM when the run worker dies, so that a kill -9 of it orphans nothing."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
-            sys.exit("the run worker is gone")  # before this process could ask
 
 
 if __name__ == "__main__":

@@ -1,36 +1,55 @@
-"""Which process is at work on something, so that a later one can tell whether it is gone."""
+"""Which process is at work on something, and whether it is gone."""
 
+import ctypes
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
 
 
 def this_process() -> str:
-    """`PID-BEGAN`: a number alone may soon be another process's, after a container's restart at
-    once."""
+    """Return `PID-BEGAN` of this process.
+
+    A number alone may soon be another process's, after a container's restart at once.
+    """
     return f"{os.getpid()}-{_began(os.getpid())}"
 
 
 def is_gone(process: str) -> bool:
-    """Whether a process of this machine, as named by `this_process`, has ended."""
+    """Return whether a process of this machine, as named by `this_process`, has ended."""
     pid, _, began = process.partition("-")
     return not began or _began(int(pid)) != began
 
 
 def here() -> str:
-    """`HOST:PID-BEGAN` of this process, for what other machines see too."""
+    """Return `HOST:PID-BEGAN` of this process, for what other machines see too."""
     return f"{socket.gethostname()}:{this_process()}"
 
 
 def is_gone_from_here(process: str) -> bool:
-    """Whether a process, as named by `here`, was one of this machine and has ended."""
+    """Return whether a process, as named by `here`, was one of this machine and has ended."""
     host, _, process = process.partition(":")
     return host == socket.gethostname() and is_gone(process)
 
 
+def end_with_parent(sent: signal.Signals, parent: int | None = None, name: str = "parent") -> None:
+    """Ask Linux to send this process a signal when its parent dies, so that none is orphaned.
+
+    Args:
+        parent: number of the process that is to be the parent; where it was gone before this
+            process could ask, this process exits.
+        name: what the parent is called then.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, sent)
+    if parent is not None and os.getppid() != parent:
+        sys.exit(f"the {name} is gone")
+
+
 def _began(pid: int) -> str:
-    """A mark of when a process began; empty if there is none, or only its exit code is kept."""
+    """Return when a process began; empty if there is none, or only its exit code is kept."""
     if sys.platform != "linux":
         import psutil
 

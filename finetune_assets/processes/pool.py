@@ -1,96 +1,117 @@
-"""A function over batches by as many processes as there are cores, with results in order."""
+"""A function over items, in threads or in processes: results in order, few of them waiting."""
 
-import ctypes
 import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from finetune_assets.errors import UserError
+from finetune_assets.processes.identity import end_with_parent
 
-T = TypeVar("T")
-R = TypeVar("R")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 AHEAD = 3
-"""Batches a process that are made before the first of them is taken; this bounds memory."""
-
-PRELOADED = ["finetune_assets.models.tokenization.batch", "transformers.utils.chat_template_utils"]
-"""Imported once and shared by all processes, which takes a second and 100 MB."""
-
-_work: Callable[[Any], Any]
-
-
-def mapped(
-    work: Callable[[T], R], batches: Iterable[T], processes: int, where: str
-) -> Generator[R]:
-    """Results of `work`, a function that can be pickled, in the order of the batches.
-
-    Args:
-        processes: below 2, everything is done in this process.
-
-    Raises:
-        UserError: a process ended abruptly; or what `work` raises.
-    """
-    if processes < 2:
-        yield from map(work, batches)
-        return
-    with _one_thread_each():
-        context = get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(work,))
-        try:
-            yield from _in_order(pool, batches, processes * AHEAD)
-        except BrokenProcessPool as error:
-            raise UserError(
-                where,
-                "a process that tokenised rows ended abruptly, most likely for want of memory",
-                "free memory and run again",
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+"""Items a process that are taken before the first of their results is; this bounds memory."""
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return how many cores this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _in_order(pool: ProcessPoolExecutor, batches: Iterable[Any], most: int) -> Iterator[Any]:
-    waiting: deque[Future[Any]] = deque()
-    for batch in batches:
-        waiting.append(pool.submit(_run, batch))
+def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield the results of `work` in the order of the items.
+
+    Threads help because polars and numpy compute outside of Python's lock.
+    """
+    workers = cores()
+    with ThreadPoolExecutor(workers) as pool:
+        yield from _in_order(lambda item: pool.submit(work, item), items, 2 * workers)
+
+
+def map_in_processes(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    processes: int,
+    *,
+    where: str,
+    task: str,
+    preload: Sequence[str] = (),
+) -> Generator[Result]:
+    """Yield the results of `work`, a function that can be pickled, in the order of the items.
+
+    Args:
+        processes: below 2, everything is done in this process.
+        where: the dataset file, named in errors.
+        task: what the processes do, in words for errors: "cleaned rows".
+        preload: modules that a server imports once for all processes, which it then forks. They
+            must start no threads, which would be gone in the fork with the locks they held.
+
+    Raises:
+        UserError: a process ended abruptly; or what `work` raises.
+    """
+    if processes < 2:
+        yield from map(work, items)
+        return
+    with _one_thread_each():
+        context = get_context("forkserver" if preload else "spawn")
+        if preload:
+            context.set_forkserver_preload(list(preload))
+        pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(work,))
+        run = cast(Callable[[Item], Result], _run)
+        try:
+            yield from _in_order(lambda item: pool.submit(run, item), items, AHEAD * processes)
+        except BrokenProcessPool as error:
+            raise UserError(
+                where,
+                f"a process that {task} ended abruptly, most likely for want of memory",
+                "free memory and run again",
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    submit: Callable[[Item], Future[Result]], items: Iterable[Item], most: int
+) -> Iterator[Result]:
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(submit(item))
         if len(waiting) == most:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _begin(work: Callable[[Any], Any]) -> None:
-    """Leave Ctrl-C and TERM to the parent; ask Linux for a KILL when it is gone."""
+_work: Callable[..., object]
+"""What this process does, given once: it may be large."""
+
+
+def _begin(work: Callable[..., object]) -> None:
+    """Take the work; leave Ctrl-C and TERM to the parent, and do not outlive it."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     _work = work
 
 
-def _run(batch: Any) -> Any:
-    return _work(batch)
+def _run(item: object) -> object:
+    return _work(item)
 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Started meanwhile, processes do not fight for cores with threads of their own."""
+    """Let processes that are started meanwhile not fight for cores with threads of their own."""
     single = {"TOKENIZERS_PARALLELISM": "false"}
     single |= dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
     before = {name: os.environ.get(name) for name in single}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from finetune_assets.processes.threads import in_threads
+from finetune_assets.processes.pool import map_in_threads
 
 SHINGLE = 6
 """Bytes of a shingle: shorter ones make all English look alike, longer ones miss short prompts."""
@@ -128,7 +128,7 @@ def candidates(
         return pl.concat(kept).unique()
 
     found = empty
-    for met in in_threads(meet, range(BANDS)):
+    for met in map_in_threads(meet, range(BANDS)):
         found = pl.concat([found, met]).unique()
     return found.select(
         pl.Series("later", rows[found["later"].to_numpy()]),

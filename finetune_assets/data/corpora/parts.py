@@ -3,16 +3,10 @@
 Every part is written by whoever cleans it; only counts come back.
 """
 
-import ctypes
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +15,7 @@ from finetune_assets.catalog.config import Dataset
 from finetune_assets.data.conversations.formats import Formats
 from finetune_assets.data.corpora import near_duplicates
 from finetune_assets.data.corpora.batch import PART_SCHEMA, REJECTED_SCHEMA, Cleaner, Findings
-from finetune_assets.errors import UserError
+from finetune_assets.processes.pool import cores, map_in_processes
 from finetune_assets.storage.parquet import batches, first_row, row_groups, writing_parquet
 
 BATCH_ROWS = 4096
@@ -54,38 +48,18 @@ def clean_parts(task: Task, progress: Progress) -> Findings:
         progress: called with the number of rows done.
     """
     groups = row_groups(task.raw)
+    processes = min(MOST_PROCESSES, cores(), groups)
     found, done = Findings(), 0
-    with _cleaning(task, groups) as results:
+    clean = partial(_clean_part, task)
+    results = map_in_processes(
+        clean, range(groups), processes, where=task.where, task="cleaned rows"
+    )
+    with closing(results):
         for part, rows in results:
             found.add(part)
             done += rows
             progress(done)
     return found
-
-
-@contextmanager
-def _cleaning(task: Task, groups: int) -> Iterator[Iterator[tuple[Findings, int]]]:
-    """Results of the parts in order; in this process if there is only one."""
-    processes = min(MOST_PROCESSES, os.cpu_count() or 1, groups)
-    if processes < 2:
-        yield (_clean_part(task, group) for group in range(groups))
-        return
-    with (
-        _one_thread_each(),
-        ProcessPoolExecutor(processes, get_context("spawn"), initializer=_end_with_parent) as pool,
-    ):
-        futures = [pool.submit(_clean_part, task, group) for group in range(groups)]
-        try:
-            yield (future.result() for future in futures)
-        except BrokenProcessPool as error:
-            raise UserError(
-                task.where,
-                "a process that cleaned rows ended abruptly, most likely for want of memory",
-                "free memory and run again",
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _clean_part(task: Task, group: int) -> tuple[Findings, int]:
@@ -111,30 +85,6 @@ def _clean_part(task: Task, group: int) -> tuple[Findings, int]:
             if near and accepted.height:
                 write_signatures(near_duplicates.signatures(accepted["question"]))
     return cleaner.findings, rows
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Started meanwhile, processes do not fight for cores with threads of their own."""
-    names = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _end_with_parent() -> None:
-    """Ask Linux for a KILL when the parent dies; leave Ctrl-C to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def part_files(out: Path, kind: str) -> list[Path]:

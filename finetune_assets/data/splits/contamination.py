@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from finetune_assets.processes.threads import in_threads
+from finetune_assets.processes.pool import map_in_threads
 
 SAMPLED_MOST, SAMPLED_LEAST, SAMPLED_IN_ALL = 64, 16, 4_000_000
 """N-grams kept of an evaluation row, those of the lowest hash: a uniform sample of a long row. As
@@ -70,7 +70,7 @@ class Evaluation:
 
     def add(self, batches: Iterable[Batch]) -> None:
         """Add rows; they are numbered on."""
-        for grams, row, rows in in_threads(self._sample, batches):
+        for grams, row, rows in map_in_threads(self._sample, batches):
             self.grams.append(grams)
             self.rows.append(row + np.uint32(self.views))
             self.views += rows
@@ -154,7 +154,7 @@ def _search(
         hit = known[place] == grams
         return place[hit], row[hit], texts.len()
 
-    for place, row, rows in in_threads(search, training):
+    for place, row, rows in map_in_threads(search, training):
         found = pl.DataFrame({"gram": place, "training_row": row + np.uint32(start)}).unique(
             maintain_order=True
         )

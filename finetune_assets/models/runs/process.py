@@ -4,7 +4,6 @@ Started by `runs/distributed.py` through `accelerate launch`, which says in the 
 which one it is.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from finetune_assets.models.runs import recovery
 from finetune_assets.models.runs.distributed import EVENTS, STOP, TASK, TRAINING, outcome_of
 from finetune_assets.models.training.attempt import attempt
 from finetune_assets.models.training.task import Quiet, Report, Task
+from finetune_assets.processes.identity import end_with_parent
 
 
 class Events:
@@ -52,7 +52,8 @@ def main() -> None:
 
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     told = json.loads((folder / TASK).read_text())
-    _end_with(told["parent"])
+    # A TERM would not do: this process has a session of its own, and may wait for the others.
+    end_with_parent(signal.SIGKILL, told["parent"])
     task = TypeAdapter(Task).validate_python(told["task"])
     events = Events(folder / EVENTS)
     report: Report = events if rank == 0 else Quiet()
@@ -78,15 +79,6 @@ def main() -> None:
         _leave(1)
     _part()
     _leave(0)
-
-
-def _end_with(parent: int) -> None:
-    """Ask Linux for a KILL when the parent dies: this process has a session of its own."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent is gone")
 
 
 def _join(task: Task) -> None:

@@ -21,7 +21,7 @@ from finetune_assets.models.tokenization import training_set
 from finetune_assets.models.tokenization.contexts import Context, Contexts
 from finetune_assets.models.tokenization.render import IGNORED
 from finetune_assets.models.tokenization.training_set import build
-from finetune_assets.processes import pool as processes
+from finetune_assets.processes.pool import map_in_processes
 from finetune_assets_tests.tiny import make_base
 
 SCHEMA = {k: v for k, v in CONVERSATION_SCHEMA.items() if k != "split"}
@@ -298,11 +298,11 @@ class TestProcesses:
 
     def test_one_that_is_killed_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="ended abruptly"):
-            list(processes.mapped(_die, range(5), 2, "d.yaml"))
+            list(map_in_processes(_die, range(5), 2, where="d.yaml", task="died"))
 
     def test_what_is_forked_has_one_thread(self) -> None:
         """Others would be gone in the fork, with whatever locks they held."""
-        script = f"import os\nfor name in {processes.PRELOADED}: __import__(name)\n"
+        script = f"import os\nfor name in {training_set.PRELOADED}: __import__(name)\n"
         script += "import sys; print('torch' in sys.modules, len(os.listdir('/proc/self/task')))"
         single = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=single)
