@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.catalog.load import Entry, load, names
+from finetune_assets.data.sources.spool_folder import spool_folder
 from finetune_assets.defs.partitions import datasets
-from finetune_assets.defs.spool import spool_folder
 from finetune_assets.errors import UserError
 
 finetune_job = dg.define_asset_job(

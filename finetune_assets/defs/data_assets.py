@@ -10,11 +10,11 @@ from finetune_assets.catalog.load import load
 from finetune_assets.catalog.remakes import PROMPT_CORPORA, TEST_SPLITS, dump
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.sources.raw_record import RawRecord
+from finetune_assets.data.sources.spool_folder import spool_folder
 from finetune_assets.data.splits.split_record import SplitRecord
 from finetune_assets.defs import data_checks, data_metadata, metadata
 from finetune_assets.defs.partitions import OWNER, Force, datasets
 from finetune_assets.defs.progress import RowProgress
-from finetune_assets.defs.spool import spool_folder
 from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, previous, upstream
 from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage.artifacts import Manifest

@@ -18,6 +18,7 @@ from queue import Queue
 import fsspec
 
 from finetune_assets import settings
+from finetune_assets.storage.atomic import replacing
 
 COMPLETE = "complete"
 """Written last into a checkpoint; a folder without it was cut short."""
@@ -127,10 +128,8 @@ class Attempt:
     """Processes that the system had ended for want of memory, when this one began."""
 
     def write(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        scratch = root / f".{ATTEMPT}"
-        scratch.write_text(json.dumps(vars(self)))
-        scratch.replace(root / ATTEMPT)
+        with replacing(root / ATTEMPT) as scratch:
+            scratch.write_text(json.dumps(vars(self)))
 
     @classmethod
     def read(cls, root: Path) -> "Attempt | None":

@@ -18,6 +18,7 @@ from finetune_assets.data.sources import files
 from finetune_assets.data.sources.explain import reached
 from finetune_assets.data.sources.spool import cheap_version, is_saved_dataset, spool, spool_saved
 from finetune_assets.errors import UserError
+from finetune_assets.storage.atomic import replacing
 from finetune_assets.storage.fingerprint import LENGTH, digest
 
 SETTLED_SECONDS = 2.0
@@ -176,10 +177,8 @@ def content(uri: str) -> tuple[int, str]:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
     settled = not isinstance(stat[1], int) or time.time_ns() - stat[1] > SETTLED_SECONDS * 1e9
     if settled:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        scratch = kept.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps({"uri": uri, "stat": stat, "sha256": sha256}))
-        scratch.replace(kept)
+        with replacing(kept) as scratch:
+            scratch.write_text(json.dumps({"uri": uri, "stat": stat, "sha256": sha256}))
     return stat[0], sha256
 
 

@@ -12,6 +12,7 @@ from finetune_assets.data.sources.hub import hub_commit, hub_rows, is_saved_data
 from finetune_assets.data.sources.queries import query_rows, query_version
 from finetune_assets.data.sources.values import Row, Rows, plain
 from finetune_assets.errors import UserError
+from finetune_assets.storage.atomic import replacing
 
 __all__ = ["cheap_version", "is_saved_dataset", "spool", "spool_saved"]
 
@@ -68,17 +69,13 @@ def rows_of(source: Source, where: str, folder: Path | None) -> Rows:
 
 def write_rows(rows: Rows, target: Path, where: str) -> None:
     """Write rows as JSON lines, whole or not at all."""
-    part = target.with_name(f"{target.name}.part")
     number = 0
-    try:
-        with contextlib.closing(rows), part.open("wb") as file:
+    with replacing(target) as scratch:
+        with contextlib.closing(rows), scratch.open("wb") as file:
             for number, row in enumerate(rows, 1):
                 file.write(_line(row, f"{where}, row {number}"))
         if number == 0:
             raise UserError(where, "it gave no rows", "mend what it selects, or remove the source")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _line(row: Row, where: str) -> bytes:

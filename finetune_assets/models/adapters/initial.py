@@ -6,13 +6,13 @@ applies to the original base. A resumed run must begin from the same `A0` and `B
 not give the same twice on another machine, so they are kept beside the checkpoints.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.models.bases.layout import Layout
+from finetune_assets.storage.atomic import replacing
 
 FROM_BASE = ("pissa", "loftq")
 """Values of `lora.init` that read the base."""
@@ -156,7 +156,5 @@ def _write(matrices: Matrices, path: Path) -> None:
     """In one rename, so that a kill leaves a whole file or none."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file(matrices, scratch)
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        save_file(matrices, scratch)

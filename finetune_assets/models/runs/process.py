@@ -22,6 +22,7 @@ from finetune_assets.models.runs.distributed import EVENTS, STOP, TASK, TRAINING
 from finetune_assets.models.training.attempt import attempt
 from finetune_assets.models.training.task import Quiet, Report, Task
 from finetune_assets.processes.identity import end_with_parent
+from finetune_assets.storage.atomic import replacing
 
 
 class Events:
@@ -110,11 +111,8 @@ def _stopping_together(folder: Path, trainer: Any) -> Iterator[None]:
 
 
 def _say(folder: Path, rank: int, outcome: dict[str, Any]) -> None:
-    """In one rename, so that the parent reads all of it or nothing."""
-    path = outcome_of(folder, rank)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps({**outcome, "time": time.time()}))
-    scratch.replace(path)
+    with replacing(outcome_of(folder, rank)) as scratch:
+        scratch.write_text(json.dumps({**outcome, "time": time.time()}))
 
 
 def _leave(code: int) -> NoReturn:
