@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from finetune_assets.catalog.load import Entry
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
-from finetune_assets.data.splits.rehearsal import cleaned
+from finetune_assets.data.splits.rehearsal import rehearse
 from finetune_assets.models.bases.reference import load_tokenizer
 from finetune_assets.models.training.passthrough import require_valid
 
@@ -25,7 +25,7 @@ def show(entry: Entry, rows: int, console: Console) -> None:
     arguments = entry.config.training.arguments
     if arguments:  # else nobody has to wait for trl
         require_valid(arguments, entry.uri)
-    with cleaned(entry) as (record, division):
+    with rehearse(entry) as (record, division):
         console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
         _show_corpus(record, console)
         assignment = division.assignment

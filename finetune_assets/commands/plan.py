@@ -70,11 +70,11 @@ def counted(entry: Entry) -> Counts | None:
 
 def sampled(entry: Entry) -> Counts:
     """Tokens as a run would count them, of some rows of each split, scaled up to all of them."""
-    from finetune_assets.data.splits.rehearsal import cleaned
+    from finetune_assets.data.splits.rehearsal import rehearse
     from finetune_assets.models.bases.reference import load_tokenizer
     from finetune_assets.models.tokenization.training_set import build
 
-    with cleaned(entry) as (_, division), tempfile.TemporaryDirectory() as scratch:
+    with rehearse(entry) as (_, division), tempfile.TemporaryDirectory() as scratch:
         base, out = Path(scratch) / "base", Path(scratch) / "out"
         load_tokenizer(entry).save_pretrained(base)
         shares: dict[str, float] = {}

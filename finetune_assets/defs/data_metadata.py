@@ -1,6 +1,6 @@
 """What the Dagster UI shows of rows, corpora and splits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
@@ -125,16 +125,16 @@ def _column_schema(kind: str) -> dg.TableSchema:
     from finetune_assets.data.sources.raw import RAW_SCHEMA
     from finetune_assets.data.splits.division import COLUMNS
 
-    schema = {
+    schemas: dict[str, Mapping[str, object]] = {
         "raw": RAW_SCHEMA,
         "corpus": CONVERSATION_SCHEMA,
         "split": {name: CONVERSATION_SCHEMA[name] for name in COLUMNS},
-    }[kind]
+    }
     return dg.TableSchema(
         [
             dg.TableColumn(
                 name, "list[message]" if dtype == MESSAGES else str(dtype), description=NOTES[name]
             )
-            for name, dtype in schema.items()
+            for name, dtype in schemas[kind].items()
         ]
     )

@@ -14,6 +14,7 @@ class RowProgress:
         self._started = self._last = time.monotonic()
 
     def __call__(self, done: int) -> None:
+        """Log how far the work is, unless it was said just before."""
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN_LINES or not done:
             return

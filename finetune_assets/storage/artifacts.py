@@ -41,6 +41,8 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class File(BaseModel):
+    """A file of an artifact."""
+
     path: str
     size: int
     """Bytes."""
@@ -222,6 +224,6 @@ def _remove_abandoned(parent: Path, fingerprint: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON that people can read."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -5,14 +5,13 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 LENGTH = 24
 """Hex digits kept of a SHA-256: 96 bits, short enough to read in a path."""
 
 
-def digest(value: Any) -> str:
-    """Hash of any JSON value, independent of key order."""
+def digest(value: object) -> str:
+    """Return the hash of any JSON value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
@@ -26,7 +25,7 @@ def file_digest(path: Path) -> str:
 def fingerprint(
     asset: str,
     code_version: str,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     upstream: Mapping[str, str],
     libraries: Mapping[str, str],
 ) -> str:

@@ -1,5 +1,6 @@
 """What a worker process is told: the artifact to make, and where its inputs are."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,8 @@ PARENT = "FINETUNE_PARENT"
 
 
 class Job(BaseModel):
+    """What a worker process makes, and from what."""
+
     model_config = ConfigDict(extra="forbid")
     manifest: Manifest
     """The artifact to make; files and statistics are still to be filled in."""
@@ -24,8 +27,9 @@ class Job(BaseModel):
     dagster_run_id: str | None = None
 
     def input(self, asset: str) -> Manifest:
+        """Return the manifest of an upstream artifact."""
         return artifacts.read(self.inputs[asset])
 
-    def folder(self, asset: str) -> Any:
-        """Local folder (a Path) with an upstream artifact's files."""
+    def folder(self, asset: str) -> Path:
+        """Return a local folder with an upstream artifact's files."""
         return artifacts.local_copy(self.input(asset))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -13,7 +12,7 @@ ROW_GROUP, ROW_GROUP_BYTES = 32_768, 64 << 20
 
 @contextmanager
 def writing_parquet(
-    path: Path, schema: Mapping[str, Any], compression: str = "zstd"
+    path: Path, schema: Mapping[str, pl.DataType | type[pl.DataType]], compression: str = "zstd"
 ) -> Iterator[Callable[[pl.DataFrame], None]]:
     """Give a function that appends frames of this schema to a Parquet file."""
     import pyarrow.parquet as pq

@@ -261,16 +261,16 @@ def test_access_that_is_lost_while_reading_is_no_damage(
         forget_connections()
         try:
             with pytest.raises(UserError, match=f"{other.uri}/a.jsonl: access is denied"):
-                next(files.read(f"{other.uri}/a.jsonl"))
+                next(files.read_rows(f"{other.uri}/a.jsonl"))
         finally:
             forget_connections()
 
 
 def test_an_object_that_was_missed_is_found_once_it_is_there(other: Bucket) -> None:
     with pytest.raises(UserError, match="no such file"):
-        sources.find(f"{other.uri}/[x-z].jsonl", "sources[0].path")
+        sources.find_files(f"{other.uri}/[x-z].jsonl", "sources[0].path")
     other.put("x.jsonl", rows("first"))
-    found = sources.find(f"{other.uri}/[x-z].jsonl", "sources[0].path")
+    found = sources.find_files(f"{other.uri}/[x-z].jsonl", "sources[0].path")
     assert found == [f"{other.uri}/x.jsonl"]
 
 

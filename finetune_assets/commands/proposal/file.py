@@ -3,7 +3,6 @@
 import sys
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from ruamel.yaml import YAML
@@ -39,7 +38,7 @@ def write(name: str, text: str, beside: dict[str, str]) -> list[str]:
     return list(written)
 
 
-def render(**keys: Any) -> str:
+def render(**keys: object) -> str:
     """The dataset file as text; strings of the data are quoted or made comments."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -54,7 +53,7 @@ def render(**keys: Any) -> str:
     return environment.get_template("dataset.yaml.j2").render(keys)
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: object) -> str:
     """One line of YAML."""
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -17,21 +16,21 @@ from finetune_assets.catalog.load import Entry, json_schema, parse
 from finetune_assets.catalog.sources import Source
 from finetune_assets.commands.proposal.file import render
 from finetune_assets.commands.proposal.sample import (
-    Row,
     Sample,
     base_of,
     dataset_uri,
-    formats_of,
+    detect_formats,
     read_sample,
     source_of,
     template_over,
 )
-from finetune_assets.commands.proposal.training import number, token_keys
+from finetune_assets.commands.proposal.training import Keys, number, token_keys
 from finetune_assets.data.conversations.conversations import SPLIT_NAMES
 from finetune_assets.data.conversations.formats import NAMES, Format
 from finetune_assets.data.corpora.batch import UNUSABLE
 from finetune_assets.data.corpora.corpus import write_corpus
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
+from finetune_assets.data.sources.values import Row
 from finetune_assets.data.splits.division import Division
 
 EVALUATION_ROWS = 2000
@@ -54,9 +53,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 """What each format takes from a row."""
-
-Keys = dict[str, Any]
-"""Values of the template."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def propose(name: str, origin: str, query: str | None = None, base: str | None =
         sample = read_sample(entry, Path(scratch))
         raw = sample.rows()
         declared = _with_splits(declared, {"column": _pins(sample, raw)[0]})
-        keys = _source_keys(sample, raw, formats_of(sample, source, uri), source)
+        keys = _source_keys(sample, raw, detect_formats(sample, source, uri), source)
         corpus, table = Path(scratch) / "corpus", Path(scratch) / "raw.parquet"
         corpus.mkdir()
         sample.frame.write_parquet(table)

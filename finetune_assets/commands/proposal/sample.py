@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from itertools import chain, islice
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import polars as pl
@@ -20,6 +19,7 @@ from finetune_assets.data.conversations.formats import ROWS_FOR_DETECTION, Forma
 from finetune_assets.data.sources import files, sources, spool
 from finetune_assets.data.sources.hub import saved_rows
 from finetune_assets.data.sources.raw import RAW_SCHEMA
+from finetune_assets.data.sources.values import Row
 from finetune_assets.errors import UserError
 
 ROWS = 2000
@@ -31,8 +31,6 @@ _DATABASE = re.compile(r"(postgres(ql)?|snowflake|sqlite)://", re.IGNORECASE)
 _SECRET = re.compile(r"pass|pwd|token|secret|(?<!ssl)key", re.IGNORECASE)
 _VARIABLES = re.compile(r"(\$\{\w+\})+")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Sample:
     """Whether `total` is exact though not all rows were read."""
 
     def rows(self) -> list[Row]:
+        """Return the rows as objects."""
         return [files.parse(text) for text in self.frame["row"]]
 
 
@@ -145,15 +144,15 @@ def read_sample(entry: Entry, scratch: Path) -> Sample:
     saved = sources.saved_dataset(entry, source) if source.path is not None else None
     if source.path is None or saved is not None:
         return _spooled(entry, source, saved, scratch / "rows.jsonl")
-    uris = sources.find(entry.locate(source.path), ORIGIN)
+    uris = sources.find_files(entry.locate(source.path), ORIGIN)
     read = uris[:ROWS]
-    batches: list[tuple[str, files.Batch]] = []
+    batches: list[tuple[str, files.NumberedRows]] = []
     totals: list[int | None] = []
     left = ROWS
     for position, uri in enumerate(read):
         # What short files leave, the others may use.
         share = ceil(left / (len(read) - position))
-        rows = list(islice(chain.from_iterable(files.read(uri)), share + 1))
+        rows = list(islice(chain.from_iterable(files.read_rows(uri)), share + 1))
         totals.append(len(rows) if len(rows) <= share else _estimated_rows(uri, rows))
         batches.append((uri, rows[:share]))
         left -= len(rows[:share])
@@ -175,7 +174,7 @@ def _spooled(entry: Entry, source: Source, saved: Path | None, target: Path) -> 
         else spool.rows_of(source, where, folder)
     )
     spool.write_rows(_first(rows, ROWS + 1), target, where)
-    batch = list(chain.from_iterable(files.read(str(target))))
+    batch = list(chain.from_iterable(files.read_rows(str(target))))
     complete = len(batch) <= ROWS
     total = len(batch) if complete else None
     if not complete and source.query is not None:
@@ -187,12 +186,12 @@ def _first(rows: Iterable[Row], count: int) -> Generator[Row, None, None]:
     yield from islice(rows, count)
 
 
-def _frame(batches: Iterable[tuple[str, files.Batch]]) -> pl.DataFrame:
+def _frame(batches: Iterable[tuple[str, files.NumberedRows]]) -> pl.DataFrame:
     rows = [(name, 0, line, text) for name, batch in batches for line, text in batch]
     return pl.DataFrame(rows, schema=RAW_SCHEMA, orient="row")
 
 
-def _estimated_rows(uri: str, rows: files.Batch) -> int | None:
+def _estimated_rows(uri: str, rows: files.NumberedRows) -> int | None:
     """Rows of a file of which these are the first: counted by Parquet, else from its size."""
     if Path(uri).suffix in files.COMPRESSIONS:
         return None
@@ -213,7 +212,7 @@ def _estimated_rows(uri: str, rows: files.Batch) -> int | None:
     return max(len(rows), round(size / seen * len(rows)))
 
 
-def formats_of(sample: Sample, source: Source, where: str) -> dict[str, Format]:
+def detect_formats(sample: Sample, source: Source, where: str) -> dict[str, Format]:
     """The format of every file.
 
     Raises:
@@ -231,7 +230,7 @@ def formats_of(sample: Sample, source: Source, where: str) -> dict[str, Format]:
 
 
 def _no_format(name: str, rows: Sequence[Row], source: Source, where: str) -> UserError:
-    columns: dict[str, Any] = {}
+    columns: Row = {}
     for row in rows:
         columns |= {k: v for k, v in row.items() if columns.get(k) in (None, "")}
     shown = "".join(f"\n    {column}: {_short(value)}" for column, value in columns.items())
@@ -267,7 +266,7 @@ def template_over(columns: Sequence[str]) -> dict[str, str]:
     return {"prompt": "\n".join(parts), "completion": f"{{{{ {columns[-1]} }}}}"}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = files.dumps(value)
     return text if len(text) <= 70 else f"{text[:69]}…"
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,9 @@ from finetune_assets.errors import UserError
 from finetune_assets.models.planning.need import Counts
 from finetune_assets.models.planning.tables import GB, duration
 from finetune_assets.models.tokenization.rows import CHATML_TOOLS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 ANSWER_STEP, LONGEST_ANSWER = 32, 1024
@@ -40,6 +43,7 @@ SHORT_ANSWER = 8
 """Words up to which the usual answer can be hoped to be matched exactly."""
 
 Keys = dict[str, Any]
+"""Values of the template of the dataset file."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
     )
 
 
-def _template_for_tools(tokenizer: Any, rows: pl.DataFrame) -> str | None:
+def _template_for_tools(tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame) -> str | None:
     """A template with tools for a ChatML base whose own leaves them out; set on the tokenizer."""
     calls = rows["messages"].list.eval(pl.element().struct["tool_calls"].is_not_null()).list.any()
     own = str(tokenizer.chat_template or "")

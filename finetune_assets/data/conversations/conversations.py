@@ -3,18 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import polars as pl
 
 from finetune_assets.catalog.sources import Source
-from finetune_assets.data.conversations.formats import Format, label
+from finetune_assets.data.conversations.formats import Format, read_label
 from finetune_assets.data.conversations.messages import (
     Message,
     Unusable,
-    filled,
-    message,
+    make_message,
     messages_of,
+    require_text,
     tools_of,
 )
 from finetune_assets.data.conversations.templates import compile_template, recognise, undo
@@ -26,7 +25,7 @@ MESSAGE = pl.Struct(
 
 MESSAGES = pl.List(MESSAGE)
 
-CONVERSATION_SCHEMA: dict[str, Any] = {
+CONVERSATION_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "id": pl.String,
     "messages": MESSAGES,
     "tools": pl.String,
@@ -69,10 +68,12 @@ class Conversation:
 
     @property
     def tools(self) -> str | None:
+        """JSON text of the tools' descriptions."""
         return self.described["content"] if self.described else None
 
     @property
     def text(self) -> str | None:
+        """The plain text of a document."""
         return self.document["content"] if self.document else None
 
     def turns(self) -> list[Message]:
@@ -92,7 +93,7 @@ OPENING_WORDS = 5
 """A shorter opening, such as a greeting, is no question yet."""
 
 
-def question(conversation: Conversation) -> str:
+def question_of(conversation: Conversation) -> str:
     """What a row asks: the user's turns until they say something; a document is all question."""
     if conversation.text is not None:
         return conversation.text
@@ -105,10 +106,10 @@ def question(conversation: Conversation) -> str:
     return asked
 
 
-Convert = Callable[[Mapping[str, Any]], Conversation]
+Convert = Callable[[Mapping[str, object]], Conversation]
 
 
-def converter(found: Format, source: Source, where: str) -> Convert:
+def make_converter(found: Format, source: Source, where: str) -> Convert:
     """The function that turns rows of this format into conversations.
 
     It raises Unusable where a row cannot be.
@@ -125,24 +126,24 @@ def converter(found: Format, source: Source, where: str) -> Convert:
     if convert is None:
         return _from_template(source, where)
 
-    def run(row: Mapping[str, Any]) -> Conversation:
+    def run(row: Mapping[str, object]) -> Conversation:
         made = convert(row, found, source)
         tools = tools_of(found.value(row, "tools"), found.columns.get("tools"))
-        made.described = message("", tools) if tools else None
+        made.described = make_message("", tools) if tools else None
         return _checked(made, row, found, source)
 
     return run
 
 
 def _checked(
-    made: Conversation, row: Mapping[str, Any], found: Format, source: Source
+    made: Conversation, row: Mapping[str, object], found: Format, source: Source
 ) -> Conversation:
     if made.text is not None:
         return made
     if not made.messages or made.messages[0]["role"] != "system":
         system = found.value(row, "system") or source.system
         if system:
-            made.messages.insert(0, message("system", str(system)))
+            made.messages.insert(0, make_message("system", str(system)))
     _require_order(made)
     return made
 
@@ -167,23 +168,23 @@ def _require_order(made: Conversation) -> None:
 
 
 def _exchange(prompt: str, answer: str) -> list[Message]:
-    return [message("user", prompt), message("assistant", answer)]
+    return [make_message("user", prompt), make_message("assistant", answer)]
 
 
-def _from_messages(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+def _from_messages(row: Mapping[str, object], found: Format, source: Source) -> Conversation:
     return Conversation(messages_of(found.value(row, "messages"), found.columns["messages"]))
 
 
-def _from_feedback(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+def _from_feedback(row: Mapping[str, object], found: Format, source: Source) -> Conversation:
     read = _from_messages if "messages" in found.columns else _from_pair
     made = read(row, found, source)
-    made.label = label(found.value(row, "label"))
+    made.label = read_label(found.value(row, "label"))
     if made.label is None:
         raise Unusable("the label is neither true nor false", found.columns["label"])
     return made
 
 
-def _from_alpaca(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+def _from_alpaca(row: Mapping[str, object], found: Format, source: Source) -> Conversation:
     instruction = _text(row, found, "instruction", "instruction")
     extra = found.value(row, "input")
     prompt = f"{instruction}\n\n{extra}" if extra and str(extra).strip() else instruction
@@ -191,7 +192,7 @@ def _from_alpaca(row: Mapping[str, Any], found: Format, source: Source) -> Conve
     return Conversation([*history, *_exchange(prompt, _text(row, found, "output", "answer"))])
 
 
-def _history(value: Any, column: str | None) -> list[Message]:
+def _history(value: object, column: str | None) -> list[Message]:
     if not value:
         return []
     if not isinstance(value, list) or not all(
@@ -202,7 +203,7 @@ def _history(value: Any, column: str | None) -> list[Message]:
     return [turn for question, answer in value for turn in _exchange(question, answer)]
 
 
-def _from_pair(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+def _from_pair(row: Mapping[str, object], found: Format, source: Source) -> Conversation:
     prompt = _text(row, found, "prompt", "prompt")
     answer = _text(row, found, "completion", "answer")
     if source.parse_templates and recognise(prompt):
@@ -212,10 +213,10 @@ def _from_pair(row: Mapping[str, Any], found: Format, source: Source) -> Convers
     return Conversation(_exchange(prompt, answer))
 
 
-def _from_text(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+def _from_text(row: Mapping[str, object], found: Format, source: Source) -> Conversation:
     text = _text(row, found, "text", "text")
     turns = _undone(text, found.columns["text"]) if source.parse_templates else None
-    return Conversation(document=message("", text)) if turns is None else Conversation(turns)
+    return Conversation(document=make_message("", text)) if turns is None else Conversation(turns)
 
 
 def _undone(text: str, column: str) -> list[Message] | None:
@@ -227,7 +228,7 @@ def _undone(text: str, column: str) -> list[Message] | None:
     except ValueError as error:
         raise Unusable(f"broken {name} template: {error}", column) from error
     return [
-        message(turn["role"], filled(turn["content"], index, turn["role"], column))
+        make_message(turn["role"], require_text(turn["content"], index, turn["role"], column))
         for index, turn in enumerate(turns)
     ]
 
@@ -242,7 +243,7 @@ def _from_template(source: Source, where: str) -> Convert:
         if text is not None
     }
 
-    def run(row: Mapping[str, Any]) -> Conversation:
+    def run(row: Mapping[str, object]) -> Conversation:
         try:
             made = {name: render(row) for name, render in parts.items()}
         except ValueError as error:
@@ -251,15 +252,15 @@ def _from_template(source: Source, where: str) -> Convert:
             if not text.strip():
                 raise Unusable(f"the template's {name} is empty")
         if "text" in made:
-            return Conversation(document=message("", made["text"]))
+            return Conversation(document=make_message("", made["text"]))
         turns = _exchange(made["prompt"], made["completion"])
         system = source.system
-        return Conversation([message("system", system), *turns] if system else turns)
+        return Conversation([make_message("system", system), *turns] if system else turns)
 
     return run
 
 
-def _from_preference(row: Mapping[str, Any], found: Format, source: Source) -> Conversation:
+def _from_preference(row: Mapping[str, object], found: Format, source: Source) -> Conversation:
     """Prompt and two answers; or two whole conversations that part ways at the end."""
     columns = found.columns
     chosen = _answer(found.value(row, "chosen"), columns["chosen"])
@@ -277,7 +278,7 @@ def _from_preference(row: Mapping[str, Any], found: Format, source: Source) -> C
             shared += 1
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     if not prompt:
-        prompt = [message("user", _text(row, found, "prompt", "prompt"))]
+        prompt = [make_message("user", _text(row, found, "prompt", "prompt"))]
     for answer, column in ((chosen, "chosen"), (rejected, "rejected")):
         if not answer:
             raise Unusable("the two answers are the same", columns[column])
@@ -288,13 +289,13 @@ def _from_preference(row: Mapping[str, Any], found: Format, source: Source) -> C
     return Conversation(prompt, chosen=chosen, rejected=rejected)
 
 
-def _answer(value: Any, column: str) -> list[Message]:
+def _answer(value: object, column: str) -> list[Message]:
     if isinstance(value, str):
-        return [message("assistant", filled(value, 0, "answer", column))]
+        return [make_message("assistant", require_text(value, 0, "answer", column))]
     return messages_of([value] if isinstance(value, dict) else value, column)
 
 
-def _text(row: Mapping[str, Any], found: Format, field: str, what: str) -> str:
+def _text(row: Mapping[str, object], found: Format, field: str, what: str) -> str:
     column = found.columns.get(field)
     if column is None:
         raise Unusable(f"no {what}")

@@ -1,7 +1,6 @@
 """The `filter:` of a source: an SQL condition over the columns of its rows."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import polars as pl
 
@@ -28,7 +27,7 @@ def filter_columns(source: Source, where: str) -> list[str]:
     return names
 
 
-def passes(condition: str, rows: Sequence[Mapping[str, Any]], where: str) -> list[bool]:
+def passes(condition: str, rows: Sequence[Mapping[str, object]], where: str) -> list[bool]:
     """Whether the condition holds for each row; null, as of a missing column, is no.
 
     Raises:

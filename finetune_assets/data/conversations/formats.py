@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -59,7 +58,8 @@ class Format:
     columns: Mapping[str, str]
     """Column of the data by the format's own name for it; only those that the data has."""
 
-    def value(self, row: Mapping[str, Any], field: str) -> Any:
+    def value(self, row: Mapping[str, object], field: str) -> object:
+        """Return what a row has for a field; None if it has no such column."""
         column = self.columns.get(field)
         if column is None and field in OPTIONAL:
             # A column that the first rows lack may come later.
@@ -69,7 +69,7 @@ class Format:
 
 
 def format_of(
-    rows: Sequence[Mapping[str, Any]], source: Source, where: str, also: Sequence[str] = ()
+    rows: Sequence[Mapping[str, object]], source: Source, where: str, also: Sequence[str] = ()
 ) -> Format:
     """The format of a file, from its first rows.
 
@@ -144,10 +144,10 @@ def _require(columns: set[str], wanted: Sequence[str], where: str) -> None:
 
 
 def _detect(
-    rows: Sequence[Mapping[str, Any]], found: Mapping[str, str], columns: set[str], where: str
+    rows: Sequence[Mapping[str, object]], found: Mapping[str, str], columns: set[str], where: str
 ) -> str:
     labels = [v for r in rows if (v := r.get(found.get("label", ""))) is not None]
-    labelled = bool(labels) and all(label(v) is not None for v in labels)
+    labelled = bool(labels) and all(read_label(v) is not None for v in labels)
     if {"chosen", "rejected"} <= found.keys():
         return "preference"
     if "messages" in found:
@@ -172,14 +172,14 @@ def _detect(
     )
 
 
-def label(value: Any) -> bool | None:
+def read_label(value: object) -> bool | None:
     """What a label says: true, false, 1, 0, also as text; None if it says neither."""
     if isinstance(value, str):
         return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
     return bool(value) if value in (0, 1) and isinstance(value, int) else None
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[dict[str, object]]:
     """A list of objects, as it is or as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:

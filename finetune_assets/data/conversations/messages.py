@@ -1,7 +1,7 @@
 """One turn of a conversation, out of every shape in which people write turns down."""
 
 import contextlib
-from typing import Any
+from typing import TypedDict
 
 import orjson
 
@@ -25,7 +25,16 @@ ROLES = {
 }
 """Canonical role of every name in use."""
 
-Message = dict[str, Any]
+
+class Message(TypedDict):
+    """One turn."""
+
+    role: str
+    content: str
+    weight: float | None
+    """0: no loss; None: what `training.loss_mask` says."""
+    tool_calls: str | None
+    """OpenAI's list of calls as JSON text."""
 
 
 class Unusable(Exception):
@@ -36,12 +45,13 @@ class Unusable(Exception):
         super().__init__(reason)
 
 
-def message(role: str, content: str) -> Message:
+def make_message(role: str, content: str) -> Message:
+    """Return a turn that calls no tool and has no weight of its own."""
     return {"role": role, "content": content, "weight": None, "tool_calls": None}
 
 
-def messages_of(value: Any, column: str) -> list[Message]:
-    """Turns of OpenAI's `{role, content}` or sharegpt's `{from, value}`, also as JSON text."""
+def messages_of(value: object, column: str) -> list[Message]:
+    """Return turns given as OpenAI's `{role, content}`, sharegpt's `{from, value}`, or as JSON."""
     if isinstance(value, str):
         try:
             value = parse(value)
@@ -67,7 +77,7 @@ def messages_of(value: Any, column: str) -> list[Message]:
     return messages
 
 
-def _message(given: Any, index: int, column: str) -> Message:
+def _message(given: object, index: int, column: str) -> Message:
     if not isinstance(given, dict):
         raise Unusable(f"message {index} is not an object", column)
     name = given.get("role", given.get("from"))
@@ -85,22 +95,31 @@ def _message(given: Any, index: int, column: str) -> Message:
     weight = given.get("weight")
     if weight not in (None, 0, 1) or isinstance(weight, str):
         raise Unusable(f"the weight of message {index} is neither 0 nor 1", column)
+    if calls and (not content or isinstance(content, str)):
+        said = str(content or "")
+    else:
+        said = require_text(content, index, name, column)
     return {
         "role": role,
-        "content": (content or "") if calls else filled(content, index, name, column),
+        "content": said,
         "weight": None if weight is None else float(weight),
         "tool_calls": _calls(calls, index, column) if calls else None,
     }
 
 
-def filled(content: Any, index: int, role: Any, column: str) -> str:
+def require_text(content: object, index: int, role: object, column: str) -> str:
+    """Return a turn's content.
+
+    Raises:
+        Unusable: it is empty, or no text.
+    """
     if not isinstance(content, str) or not content.strip():
         raise Unusable(f"empty content in message {index} ({role})", column)
     return content
 
 
-def _joined(content: Any, index: int, column: str) -> Any:
-    """OpenAI's content parts as one text."""
+def _joined(content: object, index: int, column: str) -> object:
+    """Return OpenAI's content parts as one text."""
     if not isinstance(content, list):
         return content
     given = [part.get("text") if isinstance(part, dict) else part for part in content]
@@ -110,7 +129,7 @@ def _joined(content: Any, index: int, column: str) -> Any:
     return "".join(texts)
 
 
-def _called(content: Any, index: int, column: str) -> list[Any]:
+def _called(content: object, index: int, column: str) -> list[object]:
     try:
         calls = parse(content) if isinstance(content, str) else content
     except ValueError as error:
@@ -118,8 +137,8 @@ def _called(content: Any, index: int, column: str) -> list[Any]:
     return calls if isinstance(calls, list) else [calls]
 
 
-def _calls(calls: Any, index: int, column: str) -> str:
-    """OpenAI's list of tool calls as JSON text, with arguments as objects."""
+def _calls(calls: object, index: int, column: str) -> str:
+    """Return OpenAI's list of tool calls as JSON text, with arguments as objects."""
     if not isinstance(calls, list):
         raise Unusable(f"the tool calls of message {index} are not a list", column)
     made = []
@@ -143,8 +162,8 @@ def _calls(calls: Any, index: int, column: str) -> str:
     return orjson.dumps(made).decode()
 
 
-def tools_of(value: Any, column: str | None) -> str | None:
-    """Descriptions of tools as JSON text of a list."""
+def tools_of(value: object, column: str | None) -> str | None:
+    """Return descriptions of tools as JSON text of a list; None for none."""
     if value is None or value == "" or value == []:
         return None
     try:

@@ -5,7 +5,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+
+from jinja2 import StrictUndefined
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import SandboxedEnvironment
+from jinja2.utils import missing
 
 from finetune_assets.errors import UserError
 
@@ -233,7 +237,7 @@ _TEMPLATES = {
 }
 
 
-def compile_template(text: str, where: str) -> Callable[[Mapping[str, Any]], str]:
+def compile_template(text: str, where: str) -> Callable[[Mapping[str, object]], str]:
     """Function that renders a Jinja template over the columns of a row.
 
     Templates run in Jinja's sandbox. None renders as nothing, also through filters of text such as
@@ -244,8 +248,6 @@ def compile_template(text: str, where: str) -> Callable[[Mapping[str, Any]], str
             forbids. `where` names the file and key.
         ValueError: (when rendering) the row lacks a column or a value does not fit.
     """
-    from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
-
     try:
         template = _environment().from_string(text)
     except TemplateSyntaxError as error:
@@ -255,7 +257,7 @@ def compile_template(text: str, where: str) -> Callable[[Mapping[str, Any]], str
             "mend the Jinja syntax; a column is written {{ column }}",
         ) from error
 
-    def render(row: Mapping[str, Any]) -> str:
+    def render(row: Mapping[str, object]) -> str:
         try:
             return template.render(row)
         except SecurityError as error:
@@ -268,20 +270,19 @@ def compile_template(text: str, where: str) -> Callable[[Mapping[str, Any]], str
     return render
 
 
-def _environment() -> Any:
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-    from jinja2.utils import missing
+class _MissingColumn(StrictUndefined):
+    """What stands for a column that the row lacks: an error that names it."""
 
-    class MissingColumn(StrictUndefined):
-        @property
-        def _undefined_message(self) -> str:
-            if self._undefined_obj is not missing or self._undefined_hint is not None:
-                return super()._undefined_message
-            return f"the template needs column '{self._undefined_name}', which the row lacks"
+    @property
+    def _undefined_message(self) -> str:
+        if self._undefined_obj is not missing or self._undefined_hint is not None:
+            return super()._undefined_message
+        return f"the template needs column '{self._undefined_name}', which the row lacks"
 
+
+def _environment() -> SandboxedEnvironment:
     environment = SandboxedEnvironment(
-        undefined=MissingColumn, keep_trailing_newline=True, finalize=_empty_if_none
+        undefined=_MissingColumn, keep_trailing_newline=True, finalize=_empty_if_none
     )
     for name in ("trim", "lower", "upper", "title", "capitalize", "string"):
         environment.filters[name] = _none_as_empty(environment.filters[name])
@@ -289,9 +290,9 @@ def _environment() -> Any:
     return environment
 
 
-def _empty_if_none(value: Any) -> Any:
+def _empty_if_none(value: object) -> object:
     return "" if value is None else value
 
 
-def _none_as_empty(text_filter: Callable[..., Any]) -> Callable[..., Any]:
+def _none_as_empty(text_filter: Callable[..., object]) -> Callable[..., object]:
     return lambda value, *args, **kwargs: text_filter(_empty_if_none(value), *args, **kwargs)

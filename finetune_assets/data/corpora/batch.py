@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -18,8 +18,8 @@ from finetune_assets.data.conversations.conversations import (
     SPLIT_NAMES,
     Conversation,
     Convert,
-    converter,
-    question,
+    make_converter,
+    question_of,
 )
 from finetune_assets.data.conversations.filters import passes
 from finetune_assets.data.conversations.formats import Formats
@@ -28,7 +28,7 @@ from finetune_assets.data.corpora import cleaning, personal_data
 from finetune_assets.data.corpora.corpus_record import PersonalDataPlace
 from finetune_assets.data.sources.files import parse
 
-REJECTED_SCHEMA: dict[str, Any] = {
+REJECTED_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "source": pl.String,
     "line": pl.Int64,
     "step": pl.String,
@@ -39,7 +39,7 @@ REJECTED_SCHEMA: dict[str, Any] = {
 """Rows that were set aside: `step` is `convert`, `filter`, `length`, `personal_data`,
 `exact_duplicate` or `near_duplicate`; `row` is the row as it arrived."""
 
-PART_SCHEMA: dict[str, Any] = CONVERSATION_SCHEMA | {"question": pl.String, "number": pl.UInt32}
+PART_SCHEMA = CONVERSATION_SCHEMA | {"question": pl.String, "number": pl.UInt32}
 """Conversations before duplicates are looked for; `question` is the normalised prompt, `number`
 the position among the raw rows."""
 
@@ -48,7 +48,7 @@ UNUSABLE = "convert"
 
 
 @dataclass
-class Row:
+class ConvertedRow:
     """A row on its way from the raw table to the corpus."""
 
     source: str
@@ -62,7 +62,7 @@ class Row:
 
 
 @dataclass
-class Findings:
+class Tally:
     """What is counted on the way; findings of batches add up."""
 
     accepted: int = 0
@@ -78,7 +78,7 @@ class Findings:
     cut_turns: int = 0
     first_unusable: tuple[str, int, str] | None = None
 
-    def add(self, later: "Findings") -> None:
+    def add(self, later: "Tally") -> None:
         """Take in what was found in rows after these."""
         self.accepted += later.accepted
         self.personal_rows += later.personal_rows
@@ -100,7 +100,7 @@ class Cleaner:
     def __init__(self, config: Dataset, where: str, formats: Formats) -> None:
         """`formats` are those of every file, `where` is the dataset file, named in errors."""
         self.config, self.where, self.formats = config, where, formats
-        self.findings = Findings()
+        self.tally = Tally()
         self._converters: dict[tuple[int, str], Convert] = {}
 
     def clean(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -108,8 +108,8 @@ class Cleaner:
         self._rejected: list[dict[str, Any]] = []
         rows = self._lengths_kept(self._cleaned(list(self._converted(raw))))
         accepted = _frame(rows)
-        self.findings.accepted += accepted.height
-        self.findings.roles.update(
+        self.tally.accepted += accepted.height
+        self.tally.roles.update(
             turn["role"] for row in rows for turn in row.conversation.turns() if turn["role"]
         )
         return accepted, pl.DataFrame(self._rejected, schema=REJECTED_SCHEMA)
@@ -117,11 +117,11 @@ class Cleaner:
     def _reject(self, row: Mapping[str, Any], step: str, reason: str, column: str | None) -> None:
         place = {k: row[k] for k in ("source", "line", "row")}
         self._rejected.append({**place, "step": step, "column": column, "reason": reason})
-        self.findings.rejected[step, reason] += 1
-        if step == UNUSABLE and self.findings.first_unusable is None:
-            self.findings.first_unusable = (row["source"], row["line"], reason)
+        self.tally.rejected[step, reason] += 1
+        if step == UNUSABLE and self.tally.first_unusable is None:
+            self.tally.first_unusable = (row["source"], row["line"], reason)
 
-    def _converted(self, raw: pl.DataFrame) -> Iterator[Row]:
+    def _converted(self, raw: pl.DataFrame) -> Iterator[ConvertedRow]:
         records = raw.to_dicts()
         parsed = [parse(record["row"]) for record in records]
         for record in records:
@@ -140,9 +140,9 @@ class Cleaner:
             except Unusable as problem:
                 self._reject(record, UNUSABLE, problem.reason, problem.column)
                 continue
-            self.findings.cut_turns += conversation.cut_turns
+            self.tally.cut_turns += conversation.cut_turns
             attributes = orjson.dumps({k: row.get(k) for k in source.attributes}).decode()
-            yield Row(
+            yield ConvertedRow(
                 record["source"],
                 record["source_index"],
                 record["line"],
@@ -156,7 +156,7 @@ class Cleaner:
     def _converter(self, record: Mapping[str, Any]) -> Convert:
         index = record["source_index"]
         where = f"{self.where}: sources[{index}]"
-        return converter(self.formats[_origin(record)], self.config.sources[index], where)
+        return make_converter(self.formats[_origin(record)], self.config.sources[index], where)
 
     def _passing_filters(self, records: list[dict[str, Any]], parsed: list[Any]) -> list[bool]:
         kept = [True] * len(records)
@@ -170,13 +170,13 @@ class Cleaner:
                 kept[i] = verdict
         return kept
 
-    def _cleaned(self, rows: list[Row]) -> list[Row]:
+    def _cleaned(self, rows: list[ConvertedRow]) -> list[ConvertedRow]:
         """Repair and search every text of the batch at once."""
         turns = [turn for row in rows for turn in row.conversation.turns()]
         owner = [i for i, row in enumerate(rows) for _ in row.conversation.turns()]
         texts, changed = cleaning.repair([t["content"] for t in turns], self.config.cleaning)
         for step, positions in changed.items():
-            self.findings.repaired[step] += len({owner[p] for p in positions})
+            self.tally.repaired[step] += len({owner[p] for p in positions})
         for turn, text in zip(turns, texts, strict=True):
             turn["content"] = text
         personal = self.config.cleaning.personal_data
@@ -190,7 +190,7 @@ class Cleaner:
             self._reject(_place(rows[i]), "personal_data", f"holds {', '.join(names)}", None)
         return [row for i, row in enumerate(rows) if i not in dropped]
 
-    def _personal(self, rows: list[Row], personal: PersonalData) -> dict[int, set[str]]:
+    def _personal(self, rows: list[ConvertedRow], personal: PersonalData) -> dict[int, set[str]]:
         """Kinds of personal data by row, in what is said, called and described; redacted if so."""
         places = [
             (i, holder, key)
@@ -199,26 +199,26 @@ class Cleaner:
         ]
         texts = pl.Series([holder[key] for _, holder, key in places], dtype=pl.String)
         kinds: dict[int, set[str]] = {}
-        for position, findings in personal_data.find(
+        for position, findings in personal_data.find_personal_data(
             texts, personal.kinds, personal.region
         ).items():
             i, holder, key = places[position]
             kinds.setdefault(i, set()).update(f.kind for f in findings)
             if personal.action == "redact":
-                holder[key] = personal_data.redact(holder[key], findings)
+                holder[key] = personal_data.redact(holder[key] or "", findings)
         return kinds
 
-    def _count_personal(self, rows: list[Row], kinds: dict[int, set[str]]) -> None:
-        self.findings.personal_rows += len(kinds)
+    def _count_personal(self, rows: list[ConvertedRow], kinds: dict[int, set[str]]) -> None:
+        self.tally.personal_rows += len(kinds)
         for i, names in sorted(kinds.items()):
-            self.findings.personal.update(names)
-            if len(self.findings.personal_examples) < PERSONAL_EXAMPLES:
+            self.tally.personal.update(names)
+            if len(self.tally.personal_examples) < PERSONAL_EXAMPLES:
                 # The place only: the data itself has no business in metadata.
-                self.findings.personal_examples.append(
+                self.tally.personal_examples.append(
                     PersonalDataPlace(source=rows[i].source, line=rows[i].line, kinds=sorted(names))
                 )
 
-    def _lengths_kept(self, rows: list[Row]) -> list[Row]:
+    def _lengths_kept(self, rows: list[ConvertedRow]) -> list[ConvertedRow]:
         least = self.config.cleaning.min_answer_characters
         most = self.config.cleaning.max_characters
         kept = []
@@ -236,10 +236,10 @@ class Cleaner:
         return kept
 
 
-def _frame(rows: list[Row]) -> pl.DataFrame:
+def _frame(rows: list[ConvertedRow]) -> pl.DataFrame:
     """Rows as PART_SCHEMA."""
     said = [row.conversation for row in rows]
-    normal = cleaning.normalise(question(c) for c in said)
+    normal = cleaning.normalise(question_of(c) for c in said)
     keys = [
         int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
         for text in normal.to_list()
@@ -271,7 +271,7 @@ def _turns(rows: list[list[Message] | None]) -> pl.Series:
     """Turns of every row as MESSAGES, built flat, which is several times faster than nested."""
     import pyarrow as pa
 
-    turns = [turn for row in rows for turn in row or ()]
+    turns: list[Mapping[str, object]] = [turn for row in rows for turn in row or ()]
     names = ("role", "content", "weight", "tool_calls")
     types = (pa.large_string(), pa.large_string(), pa.float32(), pa.large_string())
     fields = [
@@ -299,11 +299,13 @@ def _origin(record: Mapping[str, Any]) -> tuple[int, str]:
     return record["source_index"], record["source"]
 
 
-def _place(row: Row) -> dict[str, Any]:
+def _place(row: ConvertedRow) -> dict[str, Any]:
     return {"source": row.source, "line": row.line, "row": row.raw}
 
 
-def _searched(conversation: Conversation) -> Iterator[tuple[Any, str]]:
+def _searched(
+    conversation: Conversation,
+) -> Iterator[tuple[Message, Literal["content", "tool_calls"]]]:
     """Every text of a conversation in which there may be personal data, by what holds it."""
     for turn in conversation.turns():
         yield turn, "content"

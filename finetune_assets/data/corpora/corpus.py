@@ -15,16 +15,22 @@ from finetune_assets.catalog.config import Dataset
 from finetune_assets.data.conversations.conversations import CONVERSATION_SCHEMA
 from finetune_assets.data.conversations.formats import Formats, formats_of
 from finetune_assets.data.corpora import near_duplicates
-from finetune_assets.data.corpora.batch import REJECTED_SCHEMA, UNUSABLE, Findings
+from finetune_assets.data.corpora.batch import REJECTED_SCHEMA, UNUSABLE, Tally
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
-from finetune_assets.data.corpora.parts import Progress, Task, clean_parts, part_files, scan
+from finetune_assets.data.corpora.parts import (
+    CleaningInputs,
+    RowsDone,
+    clean_parts,
+    part_files,
+    scan,
+)
 from finetune_assets.data.corpora.statistics import describe, rows_hash
 from finetune_assets.errors import UserError
 from finetune_assets.storage.parquet import ROW_GROUP, batches, writing_parquet
 
 
 def write_corpus(
-    raw: Path, config: Dataset, out: Path, where: str, progress: Progress = lambda rows: None
+    raw: Path, config: Dataset, out: Path, where: str, progress: RowsDone = lambda rows: None
 ) -> tuple[CorpusRecord, str]:
     """Write the corpus of a raw table into a folder.
 
@@ -44,22 +50,22 @@ def write_corpus(
     """
     work = out / "work"
     work.mkdir()
-    task = Task(raw, work, config, where, formats_of(raw, config))
-    findings = clean_parts(task, progress)
-    total = findings.accepted + sum(findings.rejected.values())
-    _check_rejected(findings, total, config.max_rejected)
+    inputs = CleaningInputs(raw, work, config, where, formats_of(raw, config))
+    tally = clean_parts(inputs, progress)
+    total = tally.accepted + sum(tally.rejected.values())
+    _check_rejected(tally, total, config.max_rejected)
     removed = _exact_duplicates(work, config)
     pairs = _near_pairs(work, removed, config)
     removed = pl.concat([removed, _repeats(work, pairs)]).sort("row")
     for step, rows in removed["step"].value_counts().iter_rows():
-        findings.rejected[step, ""] += rows
-    findings.accepted -= removed.height
+        tally.rejected[step, ""] += rows
+    tally.accepted -= removed.height
     _write_rows(work, out, removed, pairs)
     _write_rejected(work, raw, out, removed)
     shutil.rmtree(work)
-    formats = _named_formats(task.formats)
+    formats = _named_formats(inputs.formats)
     identity = ["id", "split", "attributes", "source_index"]
-    return describe(out, findings, total, formats), rows_hash(out / "rows.parquet", identity)
+    return describe(out, tally, total, formats), rows_hash(out / "rows.parquet", identity)
 
 
 PINNED_FIRST = {"train": 1, "validation": 2, "test": 3}
@@ -112,8 +118,11 @@ def _places(work: Path, rows: pl.Series) -> pl.DataFrame:
 
 
 def _near_pairs(work: Path, removed: pl.DataFrame, config: Dataset) -> pl.DataFrame:
-    """Positions (`later`, `earlier`) of rows that ask nearly the same, with their `similarity`, and
-    whether the later one `repeats` the earlier, its answers being as near."""
+    """Return positions (`later`, `earlier`) of rows that ask nearly the same.
+
+    With them go their `similarity`, and whether the later one `repeats` the earlier, its answers
+    being as near.
+    """
     near = config.cleaning.near_duplicates
     if near.action == "off":
         return pl.DataFrame(schema=PAIR_SCHEMA)
@@ -216,22 +225,22 @@ def _write_rejected(work: Path, raw: Path, out: Path, removed: pl.DataFrame) -> 
             write(twice.with_columns(column).select(*REJECTED_SCHEMA))
 
 
-def _check_rejected(findings: Findings, total: int, limit: float) -> None:
+def _check_rejected(tally: Tally, total: int, limit: float) -> None:
     """Raise if more than `limit` (a fraction) of the rows are unusable, or none is left."""
-    unusable = sum(n for (step, _), n in findings.rejected.items() if step == UNUSABLE)
-    if findings.accepted and unusable <= limit * total:
+    unusable = sum(n for (step, _), n in tally.rejected.items() if step == UNUSABLE)
+    if tally.accepted and unusable <= limit * total:
         return
-    if findings.first_unusable is None:
+    if tally.first_unusable is None:
         steps = Counter[str]()
-        for (step, _), count in findings.rejected.items():
+        for (step, _), count in tally.rejected.items():
             steps[step] += count
         raise UserError(
             "cleaning",
             f"of {total} rows none is left: " + ", ".join(f"{n} x {s}" for s, n in steps.items()),
             "loosen `filter`, or what stands under `cleaning:`",
         )
-    source, line, reason = findings.first_unusable
-    reasons = Counter({r: n for (step, r), n in findings.rejected.items() if step == UNUSABLE})
+    source, line, reason = tally.first_unusable
+    reasons = Counter({r: n for (step, r), n in tally.rejected.items() if step == UNUSABLE})
     raise UserError(
         f"{source}:{line}",
         f"{reason} (in all, {unusable} of {total} rows are unusable: "

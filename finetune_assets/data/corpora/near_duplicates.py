@@ -169,8 +169,10 @@ def _lengths_allow(a: np.ndarray, b: np.ndarray, similarity: float) -> np.ndarra
 
 
 def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> pl.DataFrame:
-    """The proposed pairs (`later`, `earlier`) whose texts are at least as similar, with their
-    `similarity`: the share of equal characters, by Levenshtein distance."""
+    """Return the proposed pairs (`later`, `earlier`) whose texts are at least as similar.
+
+    Their `similarity` is the share of equal characters, by Levenshtein distance.
+    """
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cpdist
 
@@ -211,6 +213,7 @@ class TextsOf:
         self._rows, self._text = rows, text
 
     def __call__(self, rows: pl.Series) -> dict[int, str]:
+        """Return the texts of these rows, cut to COMPARED_CHARACTERS."""
         wanted = (
             self._rows.filter(pl.col("row").is_in(rows.implode()))
             .select("row", self._text.str.slice(0, COMPARED_CHARACTERS).alias("text"))

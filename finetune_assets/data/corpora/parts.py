@@ -14,7 +14,7 @@ import polars as pl
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.data.conversations.formats import Formats
 from finetune_assets.data.corpora import near_duplicates
-from finetune_assets.data.corpora.batch import PART_SCHEMA, REJECTED_SCHEMA, Cleaner, Findings
+from finetune_assets.data.corpora.batch import PART_SCHEMA, REJECTED_SCHEMA, Cleaner, Tally
 from finetune_assets.processes.pool import cores, map_in_processes
 from finetune_assets.storage.parquet import batches, first_row, row_groups, writing_parquet
 
@@ -23,11 +23,12 @@ BATCH_ROWS = 4096
 MOST_PROCESSES = 16
 """More do not help: parts are then read and written faster than any disk."""
 
-Progress = Callable[[int], None]
+RowsDone = Callable[[int], None]
+"""Called with the number of rows done."""
 
 
 @dataclass(frozen=True)
-class Task:
+class CleaningInputs:
     """What cleaning a part needs to know."""
 
     raw: Path
@@ -37,22 +38,25 @@ class Task:
     formats: Formats
 
     def path(self, kind: str, group: int) -> Path:
+        """Return the file of one kind that a row group is written to."""
         return self.out / f"{kind}-{group:06}.parquet"
 
 
-def clean_parts(task: Task, progress: Progress) -> Findings:
-    """Write `rows-*.parquet` (PART_SCHEMA), `rejected-*.parquet` and `signatures-*.parquet` for
-    every row group of the raw table; return what was found in all.
+def clean_parts(inputs: CleaningInputs, progress: RowsDone) -> Tally:
+    """Clean every row group of the raw table and return what was found in all.
+
+    For each, `rows-*.parquet` (PART_SCHEMA), `rejected-*.parquet` and `signatures-*.parquet` are
+    written.
 
     Args:
         progress: called with the number of rows done.
     """
-    groups = row_groups(task.raw)
+    groups = row_groups(inputs.raw)
     processes = min(MOST_PROCESSES, cores(), groups)
-    found, done = Findings(), 0
-    clean = partial(_clean_part, task)
+    found, done = Tally(), 0
+    clean = partial(_clean_part, inputs)
     results = map_in_processes(
-        clean, range(groups), processes, where=task.where, task="cleaned rows"
+        clean, range(groups), processes, where=inputs.where, task="cleaned rows"
     )
     with closing(results):
         for part, rows in results:
@@ -62,29 +66,27 @@ def clean_parts(task: Task, progress: Progress) -> Findings:
     return found
 
 
-def _clean_part(task: Task, group: int) -> tuple[Findings, int]:
+def _clean_part(inputs: CleaningInputs, group: int) -> tuple[Tally, int]:
     """Clean one row group; return what was found and how many rows there were."""
-    cleaner = Cleaner(task.config, task.where, task.formats)
-    near = task.config.cleaning.near_duplicates.action != "off"
-    schemas = {"rows": PART_SCHEMA, "rejected": REJECTED_SCHEMA}
-    schemas |= {"signatures": near_duplicates.signature_schema()} if near else {}
+    cleaner = Cleaner(inputs.config, inputs.where, inputs.formats)
+    near = inputs.config.cleaning.near_duplicates.action != "off"
     rows = 0
     with (
-        writing_parquet(task.path("rows", group), PART_SCHEMA, "lz4") as write_rows,
-        writing_parquet(task.path("rejected", group), REJECTED_SCHEMA, "lz4") as write_rejected,
+        writing_parquet(inputs.path("rows", group), PART_SCHEMA, "lz4") as write_rows,
+        writing_parquet(inputs.path("rejected", group), REJECTED_SCHEMA, "lz4") as write_rejected,
         writing_parquet(
-            task.path("signatures", group), near_duplicates.signature_schema(), "none"
+            inputs.path("signatures", group), near_duplicates.signature_schema(), "none"
         ) as write_signatures,
     ):
-        first = first_row(task.raw, group)
-        for frame in batches(task.raw, BATCH_ROWS, group=group):
+        first = first_row(inputs.raw, group)
+        for frame in batches(inputs.raw, BATCH_ROWS, group=group):
             accepted, rejected = cleaner.clean(frame.with_row_index("number", first + rows))
             rows += frame.height
             write_rows(accepted)
             write_rejected(rejected)
             if near and accepted.height:
                 write_signatures(near_duplicates.signatures(accepted["question"]))
-    return cleaner.findings, rows
+    return cleaner.tally, rows
 
 
 def part_files(out: Path, kind: str) -> list[Path]:

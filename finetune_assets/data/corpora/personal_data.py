@@ -1,5 +1,8 @@
-"""Personal data in text: polars finds, in Rust, the few texts that can hold a kind; only those are
-read by Python, where checksums, number plans and what stands around a match decide."""
+"""Personal data in text.
+
+Polars finds, in Rust, the few texts that can hold a kind; only those are read by Python, where
+checksums, number plans and what stands around a match decide.
+"""
 
 import ipaddress
 import re
@@ -24,7 +27,9 @@ class Finding:
     end: int
 
 
-def find(texts: pl.Series, kinds: Sequence[str], region: str | None) -> dict[int, list[Finding]]:
+def find_personal_data(
+    texts: pl.Series, kinds: Sequence[str], region: str | None
+) -> dict[int, list[Finding]]:
     """Findings by position of the text in the series, sorted by start and never overlapping.
 
     Texts without any are absent; null texts have none. `region` is the country, such as DE, whose

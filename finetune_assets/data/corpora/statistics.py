@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from finetune_assets.data.corpora.batch import UNUSABLE, Findings
+from finetune_assets.data.corpora.batch import UNUSABLE, Tally
 from finetune_assets.data.corpora.corpus_record import (
     CorpusRecord,
     Histogram,
@@ -31,20 +31,20 @@ OUTLIER_RANGES = 3
 """Interquartile ranges above the third quartile from which an answer is far longer than others."""
 
 
-def describe(folder: Path, findings: Findings, total: int, formats: dict[str, str]) -> CorpusRecord:
+def describe(folder: Path, tally: Tally, total: int, formats: dict[str, str]) -> CorpusRecord:
     """Return what is to be known of a corpus folder.
 
     Args:
-        findings: what cleaning found, with duplicates counted in.
+        tally: what cleaning found, with duplicates counted in.
         total: rows read.
         formats: format by file.
     """
     rows = folder / "rows.parquet"
-    removed = findings.rejected
+    removed = tally.rejected
     lengths = pl.read_parquet(rows, columns=["characters", "answer_characters"])
     near = pl.scan_parquet(rows).select(pl.col("duplicate_of").is_not_null().sum()).collect().item()
     return CorpusRecord(
-        rows=findings.accepted,
+        rows=tally.accepted,
         total=total,
         rejected=sum(n for (step, _), n in removed.items() if step == UNUSABLE),
         removed=sum(removed.values()),
@@ -55,16 +55,16 @@ def describe(folder: Path, findings: Findings, total: int, formats: dict[str, st
         ],
         rejected_preview=_rejected_preview(folder / "rejected.parquet"),
         formats=formats,
-        repaired=dict(findings.repaired),
-        exact_duplicates=_of_step(findings, "exact_duplicate"),
-        near_duplicates=near + _of_step(findings, "near_duplicate"),
+        repaired=dict(tally.repaired),
+        exact_duplicates=_of_step(tally, "exact_duplicate"),
+        near_duplicates=near + _of_step(tally, "near_duplicate"),
         personal_data=PersonalDataCounts(
-            rows=findings.personal_rows,
-            kinds=dict(findings.personal),
-            examples=findings.personal_examples,
+            rows=tally.personal_rows,
+            kinds=dict(tally.personal),
+            examples=tally.personal_examples,
         ),
-        roles=dict(findings.roles),
-        cut_turns=findings.cut_turns,
+        roles=dict(tally.roles),
+        cut_turns=tally.cut_turns,
         languages=languages(rows),
         characters=histogram(lengths["characters"]),
         answer_characters=histogram(lengths["answer_characters"]),
@@ -73,8 +73,8 @@ def describe(folder: Path, findings: Findings, total: int, formats: dict[str, st
     )
 
 
-def _of_step(findings: Findings, wanted: str) -> int:
-    return sum(n for (step, _), n in findings.rejected.items() if step == wanted)
+def _of_step(tally: Tally, wanted: str) -> int:
+    return sum(n for (step, _), n in tally.rejected.items() if step == wanted)
 
 
 def _rejected_preview(path: Path) -> list[RejectedRow]:

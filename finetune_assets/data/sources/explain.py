@@ -9,7 +9,7 @@ from finetune_assets.errors import UserError
 
 
 @contextlib.contextmanager
-def explained(where: str, remedy: str, uri: str = "") -> Iterator[None]:
+def explain_library_errors(where: str, remedy: str, uri: str = "") -> Iterator[None]:
     """Failures of a library as a UserError without the URI's secrets.
 
     The library's own error may hold them, and so is not kept as the cause.
@@ -24,7 +24,7 @@ def explained(where: str, remedy: str, uri: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reached(uri: str) -> Iterator[None]:
+def explain_store_errors(uri: str) -> Iterator[None]:
     """Failures of a remote store as a UserError; those of a local disk are left as they are."""
     try:
         yield

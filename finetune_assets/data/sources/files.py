@@ -11,10 +11,10 @@ from typing import IO, Any
 import fsspec
 import orjson
 
-from finetune_assets.data.sources.explain import reached
+from finetune_assets.data.sources.explain import explain_store_errors
 from finetune_assets.errors import UserError
 
-Batch = list[tuple[int, str]]
+NumberedRows = list[tuple[int, str]]
 """Rows as (line, JSON text of one object)."""
 
 BATCH_ROWS, BATCH_CHARACTERS = 4096, 8 << 20
@@ -32,7 +32,7 @@ def suffix_of(uri: str) -> str:
     return (PurePosixPath(path.stem) if path.suffix in COMPRESSIONS else path).suffix.lower()
 
 
-def read(uri: str, shown: str | None = None) -> Iterator[Batch]:
+def read_rows(uri: str, shown: str | None = None) -> Iterator[NumberedRows]:
     """Rows of one file in batches, in order.
 
     Args:
@@ -44,12 +44,12 @@ def read(uri: str, shown: str | None = None) -> Iterator[Batch]:
     name = shown or uri
     compression = COMPRESSIONS.get(PurePosixPath(uri).suffix)
     with (
-        reached(uri),
-        _damage_explained(name),
+        explain_store_errors(uri),
+        _explain_damage(name),
         fsspec.open(uri, "rb", compression=compression) as stream,
     ):
         rows = READERS[suffix_of(uri)](stream, name)  # pyright: ignore
-        batch: Batch = []
+        batch: NumberedRows = []
         size, empty = 0, True
         for row in rows:
             batch.append(row)
@@ -63,7 +63,7 @@ def read(uri: str, shown: str | None = None) -> Iterator[Batch]:
             raise UserError(name, "the file has no rows", "put rows into it or remove the source")
 
 
-def dumps(row: Any) -> str:
+def dumps(row: object) -> str:
     """JSON text of a row; what JSON has no type for becomes text."""
     try:
         return orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
@@ -272,7 +272,7 @@ def _read_document(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
 
 
 @contextmanager
-def _damage_explained(uri: str) -> Iterator[None]:
+def _explain_damage(uri: str) -> Iterator[None]:
     """Errors of the libraries that open files, as one error that names the file."""
     import zlib
 

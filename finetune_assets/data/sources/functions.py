@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -84,7 +83,7 @@ def _module_file(name: str, where: str) -> Path:
     return Path(spec.origin)
 
 
-def _function(name: str, arguments: Row, file: Path, where: str) -> Callable[..., Any]:
+def _function(name: str, arguments: Row, file: Path, where: str) -> Callable[..., object]:
     module, _, attribute = name.partition(":")
     function = getattr(importlib.import_module(module), attribute, None)
     if not callable(function):

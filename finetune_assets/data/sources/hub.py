@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.catalog.sources import Source
-from finetune_assets.data.sources.explain import explained
+from finetune_assets.data.sources.explain import explain_library_errors
 from finetune_assets.data.sources.values import Rows
 from finetune_assets.errors import UserError
 
@@ -29,7 +29,7 @@ def hub_commit(hub: str, where: str) -> str:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     name, revision = hub.split("@")
-    with explained(where, "check the network and the name in `hub`"):
+    with explain_library_errors(where, "check the network and the name in `hub`"):
         try:
             info: Any = HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT)
             return info.sha
@@ -55,7 +55,7 @@ def hub_rows(source: Source, where: str) -> Rows:
     commit = hub_commit(hub, where)
     import datasets
 
-    with explained(where, "check the network, `hub` and `subset`"):
+    with explain_library_errors(where, "check the network, `hub` and `subset`"):
         loaded: Any = datasets.load_dataset(
             hub.split("@")[0], source.subset, revision=commit, streaming=True
         )
@@ -71,7 +71,7 @@ def saved_rows(folder: Path, parts: list[str], where: str) -> Rows:
     """
     import datasets
 
-    with explained(where, f"write {folder} again with save_to_disk"):
+    with explain_library_errors(where, f"write {folder} again with save_to_disk"):
         loaded: Any = datasets.load_from_disk(str(folder))
         if isinstance(loaded, datasets.Dataset):
             loaded = {str(loaded.split or "train"): loaded}

@@ -7,7 +7,7 @@ import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -15,11 +15,15 @@ import orjson
 import polars as pl
 
 from finetune_assets.catalog.sources import Source
-from finetune_assets.data.sources.explain import explained
+from finetune_assets.data.sources.explain import explain_library_errors
 from finetune_assets.data.sources.values import Rows, number
 from finetune_assets.errors import UserError
 
-Convert = Callable[[Any], Any]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ToJson = Callable[[Any], object]
+"""What makes JSON of a value of one type."""
 
 _ADBC = {"postgres": "postgresql", "postgresql": "postgresql", "snowflake": "snowflake"}
 
@@ -79,8 +83,10 @@ def _with_environment(connection: str, where: str) -> str:
 
 
 def _sqlite_rows(query: str, uri: str, where: str, folder: Path | None) -> Rows:
-    """SQLite gives each value a type of its own, so rows are read as they are: a table format,
-    polars' or Arrow's, would guess a column's type from its first values and fail on later ones."""
+    """Yield rows as they are, because SQLite gives each value a type of its own.
+
+    A table format would guess a column's type from its first values and fail on later ones.
+    """
     path = (folder or Path()) / unquote(re.sub(r"^sqlite:/{2,3}|\?.*$", "", uri))
     if not path.is_file():
         raise UserError(
@@ -90,7 +96,7 @@ def _sqlite_rows(query: str, uri: str, where: str, folder: Path | None) -> Rows:
             "is an absolute path",
         )
     with (
-        explained(where, "mend `query`, or the file it reads", uri),
+        explain_library_errors(where, "mend `query`, or the file it reads", uri),
         contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db,
     ):
         cursor = db.execute(query)
@@ -118,13 +124,13 @@ def _adbc_rows(query: str, uri: str, driver: str, where: str) -> Rows:
         )
     address = uri.partition("://")[2] if driver == "snowflake" else uri
     with contextlib.ExitStack() as stack:
-        with explained(where, "start the server, or mend `connection`", uri):
+        with explain_library_errors(where, "start the server, or mend `connection`", uri):
             cursor = stack.enter_context(stack.enter_context(dbapi.connect(address)).cursor())
-        with explained(where, "mend `query`", uri):
+        with explain_library_errors(where, "mend `query`", uri):
             cursor.execute(f"{query}\n")  # a comment may end the query, and drivers add to it
             reader = cursor.fetch_record_batch()
             names = _distinct(reader.schema.names, where)
-            converts = {field.name: _convert(field, where) for field in reader.schema}
+            converts = {field.name: _to_json(field, where) for field in reader.schema}
             changed = [(name, f) for name in names if (f := converts[name]) is not None]
             for batch in reader:
                 for row in pl.DataFrame(batch).iter_rows(named=True):
@@ -143,14 +149,14 @@ def _distinct(names: list[str], where: str) -> list[str]:
     return names
 
 
-def _convert(field: Any, where: str) -> Convert | None:
+def _to_json(field: "pa.Field", where: str) -> ToJson | None:
     """How a column's values become JSON, by its Arrow field; None: as they are."""
     import numpy as np
     import pyarrow as pa
 
     kind, database = field.type, (field.metadata or {}).get(b"POSTGRESQL:type", b"").decode()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        inner = _convert(kind.value_field, where)
+        inner = _to_json(kind.value_field, where)
         if inner is None:
             return None
         return lambda values: [None if value is None else inner(value) for value in values]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import fsspec
 
@@ -15,8 +14,9 @@ from finetune_assets import settings
 from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.sources import Source
 from finetune_assets.data.sources import files
-from finetune_assets.data.sources.explain import reached
-from finetune_assets.data.sources.spool import cheap_version, is_saved_dataset, spool, spool_saved
+from finetune_assets.data.sources.explain import explain_store_errors
+from finetune_assets.data.sources.hub import is_saved_dataset
+from finetune_assets.data.sources.spool import cheap_version, spool, spool_saved
 from finetune_assets.errors import UserError
 from finetune_assets.storage.atomic import replacing
 from finetune_assets.storage.fingerprint import LENGTH, digest
@@ -52,8 +52,8 @@ def pin(entry: Entry, scratch: Path) -> list[Pin]:
     for index, source in enumerate(entry.config.sources):
         where = f"{entry.uri}: sources[{index}]"
         if source.path is not None and not (saved := saved_dataset(entry, source)):
-            for uri in find(entry.locate(source.path), f"sources[{index}].path"):
-                pinned.append(Pin(uri, index, *content(uri), uri))
+            for uri in find_files(entry.locate(source.path), f"sources[{index}].path"):
+                pinned.append(Pin(uri, index, *size_and_hash(uri), uri))
             continue
         target = scratch / f"{index}.jsonl"
         if source.path is None:
@@ -66,9 +66,9 @@ def pin(entry: Entry, scratch: Path) -> list[Pin]:
     return pinned
 
 
-def glance(entry: Entry) -> list[Any]:
+def glance(entry: Entry) -> list[object]:
     """What tells, without reading rows, that sources may have changed; JSON values."""
-    seen: list[Any] = []
+    seen: list[object] = []
     for index, source in enumerate(entry.config.sources):
         if source.path is None:
             version = cheap_version(source, f"{entry.uri}: sources[{index}]", _folder(entry))
@@ -78,19 +78,15 @@ def glance(entry: Entry) -> list[Any]:
         uris = (
             sorted(str(p) for p in saved.rglob("*") if p.is_file())
             if saved
-            else find(entry.locate(source.path), f"sources[{index}].path")
+            else find_files(entry.locate(source.path), f"sources[{index}].path")
         )
         seen.extend([uri, _stat(uri)] for uri in uris)
-    return [seen, [_selection(s) for s in entry.config.sources]]
+    return [seen, [s.sample for s in entry.config.sources]]
 
 
 def content_version(pinned: list[Pin], declared: list[Source]) -> str:
     """Data version of the rows: their content and how it is sampled, not where it lies."""
-    return digest([[p.sha256, _selection(declared[p.source_index])] for p in pinned])
-
-
-def _selection(source: Source) -> int | float | None:
-    return source.sample
+    return digest([[p.sha256, declared[p.source_index].sample] for p in pinned])
 
 
 def saved_dataset(entry: Entry, source: Source) -> Path | None:
@@ -102,7 +98,7 @@ def saved_dataset(entry: Entry, source: Source) -> Path | None:
     return folder if folder.is_dir() and is_saved_dataset(folder) else None
 
 
-def find(uri: str, key: str) -> list[str]:
+def find_files(uri: str, key: str) -> list[str]:
     """Files that a path, folder or glob stands for, sorted.
 
     A folder stands for its data files at any depth; for its text files if it has no others.
@@ -111,7 +107,7 @@ def find(uri: str, key: str) -> list[str]:
         UserError: nothing matches, a file's type cannot be read, or a store cannot be reached.
     """
     prefix = uri.split("://")[0] + "://" if "://" in uri else ""
-    with reached(uri):
+    with explain_store_errors(uri):
         found = _matching(uri)
     if not found:
         raise UserError(uri, "no such file", f"mend `{key}` or put the file there")
@@ -152,36 +148,37 @@ def _folder(entry: Entry) -> Path | None:
     return None if "://" in entry.uri else Path(entry.uri).parent
 
 
-def _stat(uri: str) -> list[Any]:
+def _stat(uri: str) -> list[int | str]:
     """Size and what moves when content does: time of change, or an object store's ETag."""
     fs, path = fsspec.core.url_to_fs(uri)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         found = os.stat(path)
         return [found.st_size, found.st_mtime_ns, found.st_ino]
-    with reached(uri):
+    with explain_store_errors(uri):
         fs.invalidate_cache()
         info = fs.info(path)
     changed = info.get("ETag") or info.get("LastModified") or info.get("mtime")
     return [info["size"], str(changed), 0]
 
 
-def content(uri: str) -> tuple[int, str]:
+def size_and_hash(uri: str) -> tuple[int, str]:
     """Size and SHA-256 of a file, from the last time it was hashed if it did not move since."""
     stat = _stat(uri)
+    size = int(stat[0])
     kept = settings.local_state_folder() / "pins" / f"{digest(uri)[:LENGTH]}.json"
     if kept.exists():
         known = json.loads(kept.read_text())
         if known["uri"] == uri and known["stat"] == stat:
-            return stat[0], known["sha256"]
-    with reached(uri), fsspec.open(uri, "rb") as file:
+            return size, known["sha256"]
+    with explain_store_errors(uri), fsspec.open(uri, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
     settled = not isinstance(stat[1], int) or time.time_ns() - stat[1] > SETTLED_SECONDS * 1e9
     if settled:
         with replacing(kept) as scratch:
             scratch.write_text(json.dumps({"uri": uri, "stat": stat, "sha256": sha256}))
-    return stat[0], sha256
+    return size, sha256
 
 
-def read(pinned: Pin) -> Iterator[files.Batch]:
+def read_pin(pinned: Pin) -> Iterator[files.NumberedRows]:
     """Rows of one pin, in batches, in order."""
-    return files.read(pinned.uri, pinned.name)
+    return files.read_rows(pinned.uri, pinned.name)

@@ -2,19 +2,16 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from finetune_assets.catalog.sources import Source
 from finetune_assets.data.sources.functions import function_rows, function_version
-from finetune_assets.data.sources.hub import hub_commit, hub_rows, is_saved_dataset, saved_rows
+from finetune_assets.data.sources.hub import hub_commit, hub_rows, saved_rows
 from finetune_assets.data.sources.queries import query_rows, query_version
 from finetune_assets.data.sources.values import Row, Rows, plain
 from finetune_assets.errors import UserError
 from finetune_assets.storage.atomic import replacing
-
-__all__ = ["cheap_version", "is_saved_dataset", "spool", "spool_saved"]
 
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -41,8 +38,10 @@ def spool_saved(folder: Path, parts: list[str], target: Path, where: str) -> Non
 
 
 def cheap_version(source: Source, where: str, folder: Path | None = None) -> str:
-    """What tells that rows changed without reading them: the row count of a query, the commit of
-    a hub dataset, the hash of a function's module and arguments.
+    """Return what tells that rows changed without reading them.
+
+    It is the row count of a query, the commit of a hub dataset, or the hash of a function's module
+    and arguments.
 
     Raises:
         UserError: as `spool` does.
@@ -88,7 +87,7 @@ def _line(row: Row, where: str) -> bytes:
         ) from error
 
 
-def _encodes(value: Any) -> bool:
+def _encodes(value: object) -> bool:
     try:
         orjson.dumps(value, default=plain, option=_OPTIONS)
     except orjson.JSONEncodeError:

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 Rows = Generator[Row, None, None]
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """JSON for what JSON has no type for: base64 for bytes, a sorted list for a set."""
     match value:
         case Decimal():

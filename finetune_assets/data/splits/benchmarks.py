@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import polars as pl
 
 from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.sources import Source
-from finetune_assets.data.conversations.conversations import Conversation, Convert, converter
+from finetune_assets.data.conversations.conversations import Conversation, Convert, make_converter
 from finetune_assets.data.conversations.formats import format_of
 from finetune_assets.data.conversations.messages import Unusable
 from finetune_assets.data.sources import files
-from finetune_assets.data.sources.sources import content, find
-from finetune_assets.data.splits.contamination import Batch, views_of
+from finetune_assets.data.sources.sources import find_files, size_and_hash
+from finetune_assets.data.splits.contamination import LazyTexts, views_of
 from finetune_assets.errors import UserError
 
 
@@ -21,19 +20,19 @@ def pinned_benchmarks(entry: Entry) -> list[list[str]]:
     """Content hashes of every declared benchmark's files."""
     key = "contamination.benchmarks"
     return [
-        [content(uri)[1] for uri in find(entry.locate(benchmark), key)]
+        [size_and_hash(uri)[1] for uri in find_files(entry.locate(benchmark), key)]
         for benchmark in entry.config.contamination.benchmarks
     ]
 
 
-def benchmark_texts(uri: str, where: str) -> Iterator[Batch]:
+def benchmark_texts(uri: str, where: str) -> Iterator[LazyTexts]:
     """Texts of a benchmark's rows, in lower case, in batches.
 
     A row that is no conversation is compared by all of its text.
     """
-    for file in find(uri, "contamination.benchmarks"):
+    for file in find_files(uri, "contamination.benchmarks"):
         convert = None
-        for batch in files.read(file):
+        for batch in files.read_rows(file):
             rows = [files.parse(text) for _, text in batch]
             if convert is None:
                 convert = _converter(rows, file, where)
@@ -50,15 +49,17 @@ def benchmark_texts(uri: str, where: str) -> Iterator[Batch]:
             yield partial(pl.Series, texts, dtype=pl.String)
 
 
-def _converter(rows: list[dict[str, Any]], file: str, where: str) -> Convert:
-    """The one of the rows' format; benchmarks of no known format, such as bare questions, have
-    rows that are no conversations."""
+def _converter(rows: list[dict[str, object]], file: str, where: str) -> Convert:
+    """Return the converter of the rows' format.
+
+    Benchmarks of no known format, such as bare questions, have rows that are no conversations.
+    """
     source = Source(path=file)
     try:
-        return converter(format_of(rows[:20], source, file), source, where)
+        return make_converter(format_of(rows[:20], source, file), source, where)
     except UserError:
         return _no_conversation
 
 
-def _no_conversation(row: Mapping[str, Any]) -> Conversation:
+def _no_conversation(row: Mapping[str, object]) -> Conversation:
     raise Unusable("no known format")

@@ -7,7 +7,6 @@ that many training rows share are phrases of the domain, not leaks.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,7 +28,7 @@ FILTER_SLOTS = 16
 
 _ODD = 0x9E3779B97F4A7C15
 
-Batch = Callable[[], pl.Series]
+LazyTexts = Callable[[], pl.Series]
 """Gives texts in lower case when asked, which is in another thread: VIEWS for every row."""
 
 SHORT_QUESTION = 100
@@ -39,7 +38,7 @@ VIEWS = 2
 """A row is looked at as its question and as a whole: a question that stands in training is a leak
 whatever the answer, and n-grams that straddle both would hide it."""
 
-RESULT_SCHEMA: dict[str, Any] = {
+RESULT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "row": pl.UInt32,
     "overlap": pl.Float64,
     "training_row": pl.UInt32,
@@ -48,7 +47,7 @@ RESULT_SCHEMA: dict[str, Any] = {
 
 
 @dataclass
-class Evaluation:
+class EvaluationGrams:
     """Sampled n-grams of rows that training must not contain."""
 
     n: int
@@ -68,14 +67,14 @@ class Evaluation:
         fair = SAMPLED_IN_ALL // max(1, VIEWS * self.expected_rows)
         return max(SAMPLED_LEAST, min(SAMPLED_MOST, fair))
 
-    def add(self, batches: Iterable[Batch]) -> None:
+    def add(self, batches: Iterable[LazyTexts]) -> None:
         """Add rows; they are numbered on."""
         for grams, row, rows in map_in_threads(self._sample, batches):
             self.grams.append(grams)
             self.rows.append(row + np.uint32(self.views))
             self.views += rows
 
-    def _sample(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
+    def _sample(self, batch: LazyTexts) -> tuple[np.ndarray, np.ndarray, int]:
         texts = batch()
         grams, row = ngrams(texts, self.n)
         order = np.lexsort((grams, row))
@@ -86,9 +85,10 @@ class Evaluation:
         rank = np.arange(len(row)) - np.repeat(starts, np.diff(np.append(starts, len(row))))
         return grams[rank < self.sampled], row[rank < self.sampled], texts.len()
 
-    def overlap(self, training: Iterable[Batch]) -> pl.DataFrame:
-        """For every row that shares n-grams with training (RESULT_SCHEMA): the share found, and the
-        training row that has most of them.
+    def overlap(self, training: Iterable[LazyTexts]) -> pl.DataFrame:
+        """Return how much of each row that shares n-grams with training is found there.
+
+        With the share goes the training row that has most of it (RESULT_SCHEMA).
 
         Args:
             training: texts of training rows.
@@ -134,7 +134,7 @@ class Evaluation:
 
 
 def _search(
-    known: np.ndarray, training: Iterable[Batch], n: int
+    known: np.ndarray, training: Iterable[LazyTexts], n: int
 ) -> tuple[np.ndarray, pl.DataFrame]:
     """In how many training rows each known n-gram is, and (gram, training_row) of the first."""
     bits = (len(known) * FILTER_SLOTS).bit_length()
@@ -145,7 +145,7 @@ def _search(
     kept: list[pl.DataFrame] = []
     start = 0
 
-    def search(batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
+    def search(batch: LazyTexts) -> tuple[np.ndarray, np.ndarray, int]:
         texts = batch()
         grams, row = ngrams(texts, n)
         possible = table[grams >> shift]

@@ -13,7 +13,7 @@ from finetune_assets.data.conversations.conversations import CONVERSATION_SCHEMA
 from finetune_assets.data.corpora.statistics import preview, rows_hash
 from finetune_assets.data.splits import splits
 from finetune_assets.data.splits.benchmarks import benchmark_texts
-from finetune_assets.data.splits.contamination import Batch, Evaluation, text_of
+from finetune_assets.data.splits.contamination import EvaluationGrams, LazyTexts, text_of
 from finetune_assets.data.splits.split_record import (
     Contaminated,
     ContaminatedRow,
@@ -46,10 +46,12 @@ class Division:
 
     @property
     def rows(self) -> Path:
+        """The corpus's rows."""
         return self.corpus / "rows.parquet"
 
     @cached_property
     def assignment(self) -> Assignment:
+        """Where every row goes."""
         rows = pl.read_parquet(self.rows, columns=splits.NODE_COLUMNS)
         pairs = pl.read_parquet(self.corpus / "near_duplicates.parquet")
         return splits.assign(rows, pairs, self.config.splits, self.where)
@@ -87,7 +89,7 @@ class Division:
             set_aside=self.assignment.set_aside,
             largest_cluster=self.assignment.largest_cluster(),
             linked_questions=len(self.assignment.links),
-            leaked_prompts=splits.straddling(self.assignment),
+            leaked_prompts=splits.count_leaks(self.assignment),
             sources=self._by_source(),
             preview=preview(path),
         )
@@ -138,9 +140,9 @@ class Division:
         config = self.config.contamination
         codes = {name: SPLIT_NAMES.index(name) for name in ("validation", "test")}
         sizes = self.assignment.sizes()
-        evaluation = Evaluation(config.n, sum(sizes[name] for name in codes))
+        evaluation = EvaluationGrams(config.n, sum(sizes[name] for name in codes))
         kinds: list[pl.Series] = []
-        groups: list[tuple[str, Iterator[Batch]]] = [
+        groups: list[tuple[str, Iterator[LazyTexts]]] = [
             (name, self._texts(code)) for name, code in codes.items()
         ]
         groups += [(b, benchmark_texts(self.locate(b), self.where)) for b in config.benchmarks]
@@ -196,7 +198,7 @@ class Division:
             "ngrams",
         )
 
-    def _texts(self, code: int) -> Iterator[Batch]:
+    def _texts(self, code: int) -> Iterator[LazyTexts]:
         start = 0
         chosen = self.assignment.row == code
         for frame in batches(self.rows, BATCH_ROWS, ["text", "messages", "chosen"]):

@@ -14,7 +14,7 @@ from finetune_assets.data.splits.division import Division
 
 
 @contextmanager
-def cleaned(entry: Entry) -> Iterator[tuple[CorpusRecord, Division]]:
+def rehearse(entry: Entry) -> Iterator[tuple[CorpusRecord, Division]]:
     """A dataset's rows as a run would read, clean and divide them: statistics, and the division.
 
     They are in scratch folders that last as long as the block.

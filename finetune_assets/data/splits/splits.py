@@ -37,10 +37,12 @@ class Assignment:
     """Pairs of linked nodes, (later, earlier), shape (n, 2)."""
 
     def sizes(self) -> dict[str, int]:
+        """Return the rows of every split."""
         return {name: int((self.row == i).sum()) for i, name in enumerate(SPLIT_NAMES)}
 
     @property
     def set_aside(self) -> int:
+        """Rows that are in no split."""
         return int((self.row == SET_ASIDE).sum())
 
     def largest_cluster(self) -> int:
@@ -76,7 +78,7 @@ def assign(rows: pl.DataFrame, pairs: pl.DataFrame, config: Splits, where: str) 
     np.maximum.at(cluster_pin, cluster, pin)
     drawn = _draw(nodes, cluster, cluster_pin, config)
     split = np.where(cluster_pin == UNPINNED, drawn, cluster_pin)[cluster]
-    aside = _straddling(links, split, pin)
+    aside = _set_aside(links, split, pin)
     row = np.where(aside[node], SET_ASIDE, split[node])
     row[(pins != UNPINNED) & (pins != row)] = SET_ASIDE
     assignment = Assignment(row, node, cluster[node], links)
@@ -84,7 +86,7 @@ def assign(rows: pl.DataFrame, pairs: pl.DataFrame, config: Splits, where: str) 
     return assignment
 
 
-def straddling(assignment: Assignment) -> int:
+def count_leaks(assignment: Assignment) -> int:
     """Questions in more than one split, and linked questions in different ones; 0 by design."""
     kept = assignment.row != SET_ASIDE
     frame = pl.DataFrame({"node": assignment.node[kept], "split": assignment.row[kept]}).unique()
@@ -178,7 +180,7 @@ def _wanted(share: int | float, size: np.ndarray, mine: np.ndarray, pinned: np.n
     return round(float(rows)) - float(size[mine & pinned].sum())
 
 
-def _straddling(links: np.ndarray, split: np.ndarray, pin: np.ndarray) -> np.ndarray:
+def _set_aside(links: np.ndarray, split: np.ndarray, pin: np.ndarray) -> np.ndarray:
     """Nodes that would stand in another split than a node they are linked to.
 
     The later one gives way; a pinned one only to what is pinned to a split before its own.

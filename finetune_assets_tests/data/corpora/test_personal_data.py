@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_assets.catalog.cleaning import PersonalDataKind
-from finetune_assets.data.corpora.personal_data import Finding, find, redact
+from finetune_assets.data.corpora.personal_data import Finding, find_personal_data, redact
 from finetune_assets.errors import UserError
 
 KINDS = get_args(PersonalDataKind)
@@ -64,7 +64,7 @@ PERSONAL = [
 def test_each_kind_is_found_and_redacted(kind: str, written: str, around: str) -> None:
     text = around.format(written)
     start = text.index(written)
-    findings = find(pl.Series([text]), KINDS, None)
+    findings = find_personal_data(pl.Series([text]), KINDS, None)
     assert findings == {0: [Finding(kind, start, start + len(written))]}
     assert redact(text, findings[0]) == around.format(f"[{kind.upper()}]")
 
@@ -97,7 +97,7 @@ def test_each_kind_is_found_and_redacted(kind: str, written: str, around: str) -
 )
 @pytest.mark.parametrize("region", [None, "DE", "FR", "US"])
 def test_mathematics_code_and_versions_are_not_personal(text: str, region: str | None) -> None:
-    assert find(pl.Series([text]), KINDS, region) == {}
+    assert find_personal_data(pl.Series([text]), KINDS, region) == {}
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_mathematics_code_and_versions_are_not_personal(text: str, region: str |
 )
 def test_national_numbers_are_found_in_their_region_alone(written: str, region: str) -> None:
     texts = pl.Series([f"Call {written} today, or tomorrow."])
-    assert find(texts, KINDS, region) == {0: [Finding("phone", 5, 5 + len(written))]}
-    assert find(texts, KINDS, None) == {}
+    assert find_personal_data(texts, KINDS, region) == {0: [Finding("phone", 5, 5 + len(written))]}
+    assert find_personal_data(texts, KINDS, None) == {}
 
 
 @pytest.mark.parametrize("gap", ["\n", ", ", " / ", "; "])
@@ -124,19 +124,19 @@ def test_national_numbers_are_found_in_their_region_alone(written: str, region: 
 )
 def test_every_number_of_a_list_is_found(written: str, region: str | None, gap: str) -> None:
     text = gap.join([written] * 5)
-    findings = find(pl.Series([text]), ["phone"], region)[0]
+    findings = find_personal_data(pl.Series([text]), ["phone"], region)[0]
     assert redact(text, findings) == gap.join(["[PHONE]"] * 5)
 
 
 def test_a_region_without_numbers_is_an_error() -> None:
     with pytest.raises(UserError, match="XX is no country"):
-        find(pl.Series(["text"]), ["phone"], "XX")
+        find_personal_data(pl.Series(["text"]), ["phone"], "XX")
 
 
 def test_several_findings_are_sorted_and_do_not_overlap() -> None:
     card, iban = "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00"
     text = f"a@b.org, {iban}, +49 30 901820, {card}, 84.12.33.7, c@d.org"
-    [findings] = find(pl.Series([text]), KINDS, "US").values()
+    [findings] = find_personal_data(pl.Series([text]), KINDS, "US").values()
     assert redact(text, findings) == (
         "[EMAIL], [IBAN], [PHONE], [CREDIT_CARD], [IP_ADDRESS], [EMAIL]"
     )
@@ -146,27 +146,27 @@ def test_several_findings_are_sorted_and_do_not_overlap() -> None:
 def test_the_longer_of_two_that_overlap_is_kept() -> None:
     token = key("ghp_", 36)
     text = f"https://{token}@github.com/x"
-    assert find(pl.Series([text]), ["email"], None) == {
+    assert find_personal_data(pl.Series([text]), ["email"], None) == {
         0: [Finding("email", 8, 8 + len(token) + len("@github.com"))]
     }
-    assert [f.kind for f in find(pl.Series([text]), KINDS, None)[0]] == ["email"]
-    assert token not in redact(text, find(pl.Series([text]), KINDS, None)[0])
+    assert [f.kind for f in find_personal_data(pl.Series([text]), KINDS, None)[0]] == ["email"]
+    assert token not in redact(text, find_personal_data(pl.Series([text]), KINDS, None)[0])
 
 
 def test_only_the_kinds_asked_for_are_found() -> None:
     texts = pl.Series([written for _, written in PERSONAL])
     for kind in KINDS:
         expected = [position for position, (k, _) in enumerate(PERSONAL) if k == kind]
-        found = find(texts, [kind], None)
+        found = find_personal_data(texts, [kind], None)
         assert list(found) == expected
         assert {f.kind for findings in found.values() for f in findings} == {kind}
-    assert find(texts, [], None) == {}
+    assert find_personal_data(texts, [], None) == {}
 
 
 def test_nulls_and_clean_texts_are_absent() -> None:
     texts = pl.Series([None, "nothing", "a@b.org", None, ""], dtype=pl.String)
-    assert find(texts, KINDS, None) == {2: [Finding("email", 0, 7)]}
-    assert find(pl.Series([], dtype=pl.String), KINDS, "DE") == {}
+    assert find_personal_data(texts, KINDS, None) == {2: [Finding("email", 0, 7)]}
+    assert find_personal_data(pl.Series([], dtype=pl.String), KINDS, "DE") == {}
 
 
 TEXTS = st.lists(
@@ -182,7 +182,7 @@ TEXTS = st.lists(
 
 @given(TEXTS, st.sampled_from([None, "DE", "US", "FR"]))
 def test_redaction_leaves_everything_else_untouched(text: str, region: str | None) -> None:
-    findings = find(pl.Series([text]), KINDS, region).get(0, [])
+    findings = find_personal_data(pl.Series([text]), KINDS, region).get(0, [])
     ends = [0, *(finding.end for finding in findings)]
     starts = [*(finding.start for finding in findings), len(text)]
     kept = [text[end:start] for end, start in zip(ends, starts, strict=True)]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from finetune_assets.data.sources.spool import is_saved_dataset, spool_saved
+from finetune_assets.data.sources.hub import is_saved_dataset
+from finetune_assets.data.sources.spool import spool_saved
 from finetune_assets.errors import UserError
 from finetune_assets_tests.data.sources.spooling import WHERE
 from finetune_assets_tests.stores.postgres import free_port

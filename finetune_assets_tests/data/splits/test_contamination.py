@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from finetune_assets.data.splits.contamination import COMMON, Evaluation, ngrams
+from finetune_assets.data.splits.contamination import COMMON, EvaluationGrams, ngrams
 from finetune_assets.errors import UserError
 from finetune_assets_tests.data.data import corpus, write_jsonl
 
@@ -23,7 +23,7 @@ def twice(texts: list[str]) -> pl.Series:
 
 
 def overlaps(evaluation: list[str], training: list[str], n: int = 5) -> dict[int, float]:
-    judged = Evaluation(n, len(evaluation))
+    judged = EvaluationGrams(n, len(evaluation))
     judged.add([lambda: twice(evaluation)])
     return dict(judged.overlap([lambda: twice(training)]).select("row", "overlap").iter_rows())
 

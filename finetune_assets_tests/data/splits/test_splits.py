@@ -12,7 +12,7 @@ import pytest
 
 from finetune_assets.catalog.config import Splits
 from finetune_assets.data.corpora.cleaning import normalise
-from finetune_assets.data.splits.splits import NODE_COLUMNS, SET_ASIDE, assign, straddling
+from finetune_assets.data.splits.splits import NODE_COLUMNS, SET_ASIDE, assign, count_leaks
 from finetune_assets.errors import UserError
 from finetune_assets_tests.data.data import Corpus, corpus, write_jsonl
 
@@ -41,7 +41,7 @@ def place(
     )
     made = assign(rows, near, Splits(**config), "data.yaml")
     names = [*("train", "validation", "test"), "set_aside"]
-    return [names[i] for i in made.row], straddling(made)
+    return [names[i] for i in made.row], count_leaks(made)
 
 
 def _key(question: int) -> int:
