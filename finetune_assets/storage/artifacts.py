@@ -84,12 +84,12 @@ class Manifest(BaseModel):
 
 
 def folder(asset: str, dataset: str, fingerprint: str) -> str:
-    """URI of an artifact's folder."""
+    """Return the URI of an artifact's folder."""
     return f"{settings.storage_uri()}/{asset}/{dataset}/{fingerprint}"
 
 
 def find(asset: str, dataset: str, fingerprint: str) -> Manifest | None:
-    """The complete artifact with this fingerprint, or None.
+    """Return the complete artifact with this fingerprint, or None.
 
     A folder without a manifest, or whose files are not those of its manifest, does not exist for
     readers; the next publication replaces it.
@@ -110,7 +110,7 @@ def find(asset: str, dataset: str, fingerprint: str) -> Manifest | None:
 
 
 def read(manifest_uri: str) -> Manifest:
-    """The manifest of an artifact that must exist.
+    """Return the manifest of an artifact that must exist.
 
     Raises:
         UserError: the artifact was removed or damaged since it was made.
@@ -142,7 +142,7 @@ def _damage(fs: fsspec.AbstractFileSystem, path: str, manifest: Manifest) -> str
 
 
 def local_copy(manifest: Manifest) -> Path:
-    """A folder on this machine with the artifact's files: the artifact itself, or a cached copy."""
+    """Return a folder on this machine with an artifact's files: its own, or a cached copy."""
     fs, path = fsspec.core.url_to_fs(manifest.uri)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         return Path(path)

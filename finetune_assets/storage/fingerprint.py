@@ -17,7 +17,7 @@ def digest(value: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Full SHA-256 of a file."""
+    """Return the full SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -29,7 +29,7 @@ def fingerprint(
     upstream: Mapping[str, str],
     libraries: Mapping[str, str],
 ) -> str:
-    """Identity of the artifact that a task makes from these inputs."""
+    """Return the identity of the artifact that a task makes from these inputs."""
     return digest(
         {
             "asset": asset,
@@ -42,5 +42,5 @@ def fingerprint(
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Installed versions of the libraries whose releases change a task's result."""
+    """Return the installed versions of the libraries whose releases change a task's result."""
     return {name: version(name) for name in names}

@@ -44,14 +44,14 @@ def writing_parquet(
 
 
 def row_groups(path: Path) -> int:
-    """Row groups of a Parquet file."""
+    """Return how many row groups a Parquet file has."""
     import pyarrow.parquet as pq
 
     return pq.read_metadata(path).num_row_groups
 
 
 def first_row(path: Path, group: int) -> int:
-    """Position of a row group's first row."""
+    """Return the position of a row group's first row."""
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(path)
@@ -61,7 +61,7 @@ def first_row(path: Path, group: int) -> int:
 def batches(
     path: Path, rows: int, columns: list[str] | None = None, group: int | None = None
 ) -> Iterator[pl.DataFrame]:
-    """Rows of a Parquet file, or of one row group, in frames of at most `rows`, in order."""
+    """Yield the rows of a Parquet file or row group, in order, in frames of at most `rows`."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -71,7 +71,7 @@ def batches(
 
 
 def take(path: Path, positions: Sequence[int], columns: list[str]) -> pl.DataFrame:
-    """Rows at these positions, in the file's order; only row groups that have some are read."""
+    """Return the rows at these positions, in the file's order; read no other row groups."""
     import pyarrow.parquet as pq
 
     found, start = [], 0

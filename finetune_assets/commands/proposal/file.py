@@ -39,7 +39,7 @@ def write(name: str, text: str, beside: dict[str, str]) -> list[str]:
 
 
 def render(**keys: object) -> str:
-    """The dataset file as text; strings of the data are quoted or made comments."""
+    """Return the dataset file as text; strings of the data are quoted or made comments."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -54,7 +54,7 @@ def render(**keys: object) -> str:
 
 
 def _yaml(value: object) -> str:
-    """One line of YAML."""
+    """Return one line of YAML."""
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = sys.maxsize
@@ -67,7 +67,7 @@ def _yaml(value: object) -> str:
 
 
 def _block(text: str, indent: int) -> str:
-    """A text of several lines as they are."""
+    """Return a text of several lines as they are."""
     return "\n".join(["|-", *(f"{' ' * indent}{line}" for line in text.split("\n"))])
 
 

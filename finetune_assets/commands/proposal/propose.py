@@ -130,7 +130,7 @@ def _read(sample: Sample) -> str:
 def _source_keys(
     sample: Sample, raw: Sequence[Row], formats: Mapping[str, Format], source: Source
 ) -> Keys:
-    """What stands under `sources:`."""
+    """Return what stands under `sources:`."""
     columns = {column for row in raw for column in row}
     taken = {_taken(found) for found in formats.values()}
     lines = []
@@ -176,7 +176,7 @@ def _source_keys(
 
 
 def _place(source: Source) -> str:
-    """A short name of the source, for people who know their data."""
+    """Return a short name of the source, for people who know their data."""
     parts = source.path.rstrip("/").split("/")[-2:] if source.path else [f"the {source.label}"]
     return "/".join(part for part in parts if part != "..")
 
@@ -187,7 +187,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def _taken(found: Format) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The format's name, and its columns by field."""
+    """Return the format's name, and its columns by field."""
     fields = [f for f in FIELDS[found.name] if f in found.columns]
     if "messages" in fields:
         fields = [f for f in fields if f not in ("prompt", "completion")]
@@ -195,7 +195,7 @@ def _taken(found: Format) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 
 def _is_text(raw: Sequence[Row], column: str) -> bool:
-    """Whether a column could be part of a question: texts of several words, most of them."""
+    """Return whether a column could be part of a question: texts of several words, most of them."""
     texts = [v for row in raw if isinstance(v := row.get(column), str)]
     several = sum(len(text.split()) > 3 for text in texts)
     return column.isidentifier() and several > len(raw) / 2
@@ -209,7 +209,7 @@ def _has_few_values(raw: Sequence[Row], column: str) -> bool:
 
 
 def _corpus_keys(record: CorpusRecord) -> Keys:
-    """What stands under `cleaning:`, and what was found in the rows."""
+    """Return what stands under `cleaning:`, and what was found in the rows."""
     total, unusable = record.total, record.rejected
     reasons = [f"{r.rows} x {r.reason}" for r in record.reasons if r.step == UNUSABLE]
     exact, near = record.exact_duplicates, record.near_duplicates
@@ -246,7 +246,7 @@ def _corpus_keys(record: CorpusRecord) -> Keys:
 
 
 def _answer_lines(rows: pl.DataFrame) -> list[str]:
-    """What is learned of rows that hold more than one answer to follow."""
+    """Return what is learned of rows that hold more than one answer to follow."""
     unwanted = rows.filter(~pl.col("label")).height
     lines = [f"answers labelled as unwanted, which are not learned: {unwanted}"] if unwanted else []
     if rows["chosen"].is_not_null().any():
@@ -255,7 +255,7 @@ def _answer_lines(rows: pl.DataFrame) -> list[str]:
 
 
 def _pins(sample: Sample, raw: Sequence[Row]) -> tuple[str | None, str | None]:
-    """The column that pins rows to splits, if one can be used, and what is said of it."""
+    """Return the column that pins rows to splits, if one can be used, and what is said of it."""
     values = Counter(str(row.get(SPLIT_COLUMN) or "") for row in raw)
     named = set(values) - {""}
     if not named or len(named) > FEW_VALUES:
@@ -274,7 +274,7 @@ def _pins(sample: Sample, raw: Sequence[Row]) -> tuple[str | None, str | None]:
 
 
 def _split_keys(sample: Sample, raw: Sequence[Row], rows: pl.DataFrame) -> Keys:
-    """What stands under `splits:`."""
+    """Return what stands under `splits:`."""
     column, said = _pins(sample, raw)
     drawn, reason = _drawn_splits(sample, rows)
     some_drawn = column is None or any(not row.get(column) for row in raw)
@@ -286,7 +286,7 @@ def _split_keys(sample: Sample, raw: Sequence[Row], rows: pl.DataFrame) -> Keys:
 
 
 def _drawn_splits(sample: Sample, rows: pl.DataFrame) -> tuple[Keys, str]:
-    """Sizes of the splits that are drawn, and why."""
+    """Return the sizes of the splits that are drawn, and why."""
     questions = rows["prompt_key"].n_unique()
     total = _usable_rows(sample, rows)
     if sample.complete and questions < FEW_QUESTIONS:
@@ -306,7 +306,7 @@ def _drawn_splits(sample: Sample, rows: pl.DataFrame) -> tuple[Keys, str]:
 
 
 def _training_share(splits: Keys, raw: Sequence[Row], rows: pl.DataFrame) -> float:
-    """Share of rows that are left for training."""
+    """Return the share of rows that is left for training."""
     if "column" in splits:
         values = Counter(row.get(SPLIT_COLUMN) or "train" for row in raw)
         return values["train"] / len(raw)

@@ -51,7 +51,7 @@ class Sample:
 
 
 def dataset_uri(name: str) -> str:
-    """Where the dataset file of this name is written."""
+    """Return where the dataset file of this name is written."""
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
         raise UserError(
             f"'{name}'",
@@ -62,7 +62,7 @@ def dataset_uri(name: str) -> str:
 
 
 def base_of(given: str | None) -> str:
-    """The model that `--base` stands for, as a dataset file names it."""
+    """Return the model that `--base` stands for, as a dataset file names it."""
     if given is None:
         package = DEFAULT_BASE.removeprefix("package:").split("/")[0]
         if find_spec(package) is None:
@@ -77,7 +77,7 @@ def base_of(given: str | None) -> str:
 
 
 def source_of(origin: str, query: str | None) -> Source:
-    """The source that `--from` and `--query` stand for, with paths as a dataset file has them.
+    """Return the source that `--from` and `--query` stand for, with paths as in a dataset file.
 
     Raises:
         UserError: what is missing, or a password that would be written into the file.
@@ -104,7 +104,7 @@ def source_of(origin: str, query: str | None) -> Source:
 
 
 def declared_path(path: str) -> str:
-    """A path as a dataset file names it: relative to the catalog within the project's folder."""
+    """Return a path as a dataset file names it: within the project, relative to the catalog."""
     catalog = settings.catalog_uri()
     if "://" in path:
         return path
@@ -117,7 +117,7 @@ def declared_path(path: str) -> str:
 
 
 def _connection(uri: str) -> str:
-    """SQLite's file is named relative to where the command runs, and written as paths are."""
+    """Return a URI as a dataset file has it: SQLite's file is named as paths are."""
     found = re.fullmatch(r"sqlite:/{2,3}(?!/)([^?$]+)(\?.*)?", uri)
     if found is None:
         return uri
@@ -139,7 +139,7 @@ def _require_no_secret(uri: str) -> None:
 
 
 def read_sample(entry: Entry, scratch: Path) -> Sample:
-    """The first ROWS rows of a dataset's one source."""
+    """Return the first ROWS rows of a dataset's one source."""
     source = entry.config.sources[0]
     saved = sources.saved_dataset(entry, source) if source.path is not None else None
     if source.path is None or saved is not None:
@@ -192,7 +192,7 @@ def _frame(batches: Iterable[tuple[str, files.NumberedRows]]) -> pl.DataFrame:
 
 
 def _estimated_rows(uri: str, rows: files.NumberedRows) -> int | None:
-    """Rows of a file of which these are the first: counted by Parquet, else from its size."""
+    """Return how many rows a file has that begins with these: from Parquet, else from its size."""
     if Path(uri).suffix in files.COMPRESSIONS:
         return None
     suffix = files.suffix_of(uri)
@@ -213,7 +213,7 @@ def _estimated_rows(uri: str, rows: files.NumberedRows) -> int | None:
 
 
 def detect_formats(sample: Sample, source: Source, where: str) -> dict[str, Format]:
-    """The format of every file.
+    """Return the format of every file.
 
     Raises:
         UserError: no format fits; it shows the columns and a template over them.
@@ -257,7 +257,7 @@ def _no_format(name: str, rows: Sequence[Row], source: Source, where: str) -> Us
 
 
 def template_over(columns: Sequence[str]) -> dict[str, str]:
-    """A template that asks with all columns but the last, and answers with that."""
+    """Return a template that asks with all columns but the last, and answers with that."""
     if len(columns) == 1:
         return {"text": f"{{{{ {columns[0]} }}}}"}
     asked = columns[:-1]
@@ -272,5 +272,5 @@ def _short(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar; JSON strings are such."""
+    """Return a YAML scalar; JSON strings are such."""
     return files.dumps(text)

@@ -62,7 +62,7 @@ class Measured:
 
 
 def token_keys(entry: Entry, rows: pl.DataFrame, train_rows: int, exact: bool) -> Keys:
-    """What stands under `base:`, `training:` and `evaluation:`.
+    """Return what stands under `base:`, `training:` and `evaluation:`.
 
     Args:
         rows: clean rows that were read.
@@ -114,14 +114,14 @@ def _counts(measured: Measured, rows: int, contexts: int, tokens: int, exact: bo
 
 
 def max_length(lengths: Sequence[int], limit: int | None) -> int:
-    """The smallest of LENGTHS that holds HELD of the rows, within the model's limit."""
+    """Return the smallest of LENGTHS that holds HELD of the rows, within the model's limit."""
     wanted = _quantile(lengths, HELD)
     fits = next((n for n in LENGTHS if n >= wanted), LENGTHS[-1])
     return min(fits, limit or fits)
 
 
 def recipe(train_rows: int, contexts: int) -> tuple[int, int]:
-    """Epochs and contexts of an optimizer step; see EPOCHS and STEPS."""
+    """Return epochs and contexts of an optimizer step; see EPOCHS and STEPS."""
     epochs = next(passes for rows, passes in EPOCHS if train_rows < rows)
     enough = [b for b in BATCHES if b * train_rows / contexts >= STEP_ROWS] or [BATCHES[-1]]
     allowed = [b for b in enough if contexts * epochs / b >= STEPS]
@@ -171,7 +171,7 @@ def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
 
 
 def _template_for_tools(tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame) -> str | None:
-    """A template with tools for a ChatML base whose own leaves them out; set on the tokenizer."""
+    """Set and return a template with tools for a ChatML base whose own leaves them out."""
     calls = rows["messages"].list.eval(pl.element().struct["tool_calls"].is_not_null()).list.any()
     own = str(tokenizer.chat_template or "")
     if "tool" in own or not (rows["tools"].is_not_null().any() or calls.any()):
@@ -221,7 +221,7 @@ def _batch_reason(rows_of_context: float, contexts: str) -> str:
 
 
 def _estimate(entry: Entry, training: Training, counts: Counts) -> str:
-    """Steps of the run, and what it takes on this machine where the base's shape is known."""
+    """Tell the steps of the run, and what it takes here where the base's shape is known."""
     from finetune_assets.commands.plan import base_config
     from finetune_assets.models.planning import shape
     from finetune_assets.models.planning import speed as operations
@@ -275,7 +275,7 @@ def _last_answers(rows: pl.DataFrame) -> list[str]:
 
 
 def _metrics(answers: Sequence[str]) -> tuple[list[str], str]:
-    """Generation metrics that suit the answers, the most telling first."""
+    """Return the metrics of generation that suit the answers, the most telling first."""
     if sum(map(_is_json, answers)) >= 0.95 * len(answers):
         return ["json_valid", "exact_match", "rouge_l"], "The answers are JSON."
     words = _quantile([len(a.split()) for a in answers], 0.5)
@@ -297,10 +297,10 @@ def _is_json(text: str) -> bool:
 
 
 def _quantile(values: Sequence[int], share: float) -> int:
-    """The smallest value that at least this share of the values does not exceed."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     return sorted(values)[ceil(share * len(values)) - 1]
 
 
 def number(value: int, exact: bool) -> str:
-    """A count in words; an estimate has two digits that mean something."""
+    """Return a count in words; an estimate has two digits that mean something."""
     return str(value) if exact else f"about {float(f'{value:.2g}'):.0f}"

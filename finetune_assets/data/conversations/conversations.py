@@ -77,12 +77,12 @@ class Conversation:
         return self.document["content"] if self.document else None
 
     def turns(self) -> list[Message]:
-        """Everything that holds text, in both of two answers too."""
+        """Return everything that holds text, in both of two answers too."""
         document = [self.document] if self.document else []
         return [*document, *self.messages, *(self.chosen or ()), *(self.rejected or ())]
 
     def answers(self) -> list[str]:
-        """What a model learns to say."""
+        """Return what a model learns to say."""
         if self.text is not None:
             return [self.text]
         learned = [*self.messages, *(self.chosen or ())]
@@ -94,7 +94,7 @@ OPENING_WORDS = 5
 
 
 def question_of(conversation: Conversation) -> str:
-    """What a row asks: the user's turns until they say something; a document is all question."""
+    """Return what a row asks: the user's turns until they say something, or all of a document."""
     if conversation.text is not None:
         return conversation.text
     asked = ""
@@ -110,7 +110,7 @@ Convert = Callable[[Mapping[str, object]], Conversation]
 
 
 def make_converter(found: Format, source: Source, where: str) -> Convert:
-    """The function that turns rows of this format into conversations.
+    """Return the function that turns rows of this format into conversations.
 
     It raises Unusable where a row cannot be.
     """
@@ -261,7 +261,7 @@ def _from_template(source: Source, where: str) -> Convert:
 
 
 def _from_preference(row: Mapping[str, object], found: Format, source: Source) -> Conversation:
-    """Prompt and two answers; or two whole conversations that part ways at the end."""
+    """Read a prompt and two answers; or two whole conversations that part ways at the end."""
     columns = found.columns
     chosen = _answer(found.value(row, "chosen"), columns["chosen"])
     rejected = _answer(found.value(row, "rejected"), columns["rejected"])

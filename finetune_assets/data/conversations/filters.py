@@ -14,7 +14,7 @@ REMEDY = (
 
 
 def filter_columns(source: Source, where: str) -> list[str]:
-    """Columns that the source's condition reads.
+    """Return the columns that the source's condition reads.
 
     Raises:
         UserError: it is no SQL, or reads none.
@@ -28,7 +28,7 @@ def filter_columns(source: Source, where: str) -> list[str]:
 
 
 def passes(condition: str, rows: Sequence[Mapping[str, object]], where: str) -> list[bool]:
-    """Whether the condition holds for each row; null, as of a missing column, is no.
+    """Return whether the condition holds for each row; null, as of a missing column, is no.
 
     Raises:
         UserError: the condition does not fit the columns, or is not about single rows.

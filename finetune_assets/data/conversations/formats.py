@@ -71,7 +71,7 @@ class Format:
 def format_of(
     rows: Sequence[Mapping[str, object]], source: Source, where: str, also: Sequence[str] = ()
 ) -> Format:
-    """The format of a file, from its first rows.
+    """Return the format of a file, from its first rows.
 
     Args:
         also: further columns that the data must have.
@@ -95,7 +95,7 @@ Formats = dict[tuple[int, str], Format]
 
 
 def formats_of(raw: Path, config: Dataset) -> Formats:
-    """The format of every file in a Parquet file of raw rows, from the file's first rows."""
+    """Return the format of every file in a Parquet file of raw rows, from the file's first rows."""
     rows = pl.scan_parquet(raw, row_index_name="number")
     first = (
         rows.group_by("source_index", "source", maintain_order=True)
@@ -173,14 +173,14 @@ def _detect(
 
 
 def read_label(value: object) -> bool | None:
-    """What a label says: true, false, 1, 0, also as text; None if it says neither."""
+    """Return what a label says: true, false, 1, 0, also as text; None if it says neither."""
     if isinstance(value, str):
         return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
     return bool(value) if value in (0, 1) and isinstance(value, int) else None
 
 
 def _list(value: object) -> list[dict[str, object]]:
-    """A list of objects, as it is or as JSON text."""
+    """Return a list of objects, as it is or as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = parse(value)

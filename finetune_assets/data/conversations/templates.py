@@ -47,7 +47,7 @@ def recognise(text: str) -> str | None:
 
 
 def undo(text: str, name: str) -> list[Turn]:
-    """Turns of a text that carries the template `name`, as `recognise` gives it.
+    """Return the turns of a text that carries the template `name`, as `recognise` gives it.
 
     Delimiters and the white space that the template puts around content are gone; content is
     otherwise the same, byte for byte. A last answer need not be closed; if it is also empty, the
@@ -65,7 +65,7 @@ def undo(text: str, name: str) -> list[Turn]:
 
 
 def _tagged(text: str, at: int, opening: re.Pattern[str], closing: re.Pattern[str]) -> list[Turn]:
-    """Turns that open with their role and close with a token."""
+    """Return turns that open with their role and close with a token."""
     turns: list[Turn] = []
     while at < len(text):
         opened = opening.match(text, at)
@@ -90,7 +90,7 @@ def _paired(
     answers: re.Pattern[str],
     closing: re.Pattern[str] | None,
 ) -> list[Turn]:
-    """Questions and answers by turns, with the white space around content in the patterns.
+    """Return questions and answers by turns, with the white space around content in the patterns.
 
     Without `closing`, or in a text that lost its special tokens, an answer ends where the next
     question begins.
@@ -183,7 +183,7 @@ def _turn(role: str, content: str) -> Turn:
 
 
 def _cut_answer(content: str) -> list[Turn]:
-    """The answer that a text ends with, unless it is empty."""
+    """Return the answer that a text ends with, unless it is empty."""
     content = _LAST_EOS.sub("", content)
     return [_turn("assistant", content)] if content else []
 
@@ -238,7 +238,7 @@ _TEMPLATES = {
 
 
 def compile_template(text: str, where: str) -> Callable[[Mapping[str, object]], str]:
-    """Function that renders a Jinja template over the columns of a row.
+    """Return a function that renders a Jinja template over the columns of a row.
 
     Templates run in Jinja's sandbox. None renders as nothing, also through filters of text such as
     `trim`; `tojson` writes plain JSON rather than JSON escaped for HTML.

@@ -104,7 +104,7 @@ class Cleaner:
         self._converters: dict[tuple[int, str], Convert] = {}
 
     def clean(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Frames of PART_SCHEMA and REJECTED_SCHEMA; together they have all rows of the batch."""
+        """Return frames of PART_SCHEMA and REJECTED_SCHEMA, which together have all rows."""
         self._rejected: list[dict[str, Any]] = []
         rows = self._lengths_kept(self._cleaned(list(self._converted(raw))))
         accepted = _frame(rows)
@@ -191,7 +191,7 @@ class Cleaner:
         return [row for i, row in enumerate(rows) if i not in dropped]
 
     def _personal(self, rows: list[ConvertedRow], personal: PersonalData) -> dict[int, set[str]]:
-        """Kinds of personal data by row, in what is said, called and described; redacted if so."""
+        """Return the kinds of personal data by row; redact it where that is declared."""
         places = [
             (i, holder, key)
             for i, row in enumerate(rows)
@@ -237,7 +237,7 @@ class Cleaner:
 
 
 def _frame(rows: list[ConvertedRow]) -> pl.DataFrame:
-    """Rows as PART_SCHEMA."""
+    """Return rows as PART_SCHEMA."""
     said = [row.conversation for row in rows]
     normal = cleaning.normalise(question_of(c) for c in said)
     keys = [
@@ -268,7 +268,7 @@ def _frame(rows: list[ConvertedRow]) -> pl.DataFrame:
 
 
 def _turns(rows: list[list[Message] | None]) -> pl.Series:
-    """Turns of every row as MESSAGES, built flat, which is several times faster than nested."""
+    """Return every row's turns as MESSAGES, built flat, which is faster than nested."""
     import pyarrow as pa
 
     turns: list[Mapping[str, object]] = [turn for row in rows for turn in row or ()]
@@ -306,7 +306,7 @@ def _place(row: ConvertedRow) -> dict[str, Any]:
 def _searched(
     conversation: Conversation,
 ) -> Iterator[tuple[Message, Literal["content", "tool_calls"]]]:
-    """Every text of a conversation in which there may be personal data, by what holds it."""
+    """Yield every text of a conversation in which there may be personal data, by what holds it."""
     for turn in conversation.turns():
         yield turn, "content"
         if turn["tool_calls"]:

@@ -14,7 +14,7 @@ stay: whitespace is content, in code above all."""
 
 
 def repair(texts: list[str], config: Cleaning) -> tuple[list[str], dict[str, list[int]]]:
-    """Texts with the declared repairs, and the positions that each repair changed."""
+    """Return the texts with the declared repairs, and the positions that each repair changed."""
     steps: list[tuple[str, bool, str, Callable[[str], str]]] = [
         # First, as C1 controls are what mojibake often is made of.
         ("mojibake", config.mojibake, r"[^\x00-\x7f]{2}", _decode_again),
@@ -39,7 +39,7 @@ def repair(texts: list[str], config: Cleaning) -> tuple[list[str], dict[str, lis
 
 
 def normalise(texts: Iterable[str]) -> pl.Series:
-    """Case, punctuation, width and spacing do not make another question."""
+    """Return texts without case, punctuation, width and spacing, which make no other question."""
     composed = [t if t.isascii() else unicodedata.normalize("NFKC", t) for t in texts]
     series = pl.Series(composed, dtype=pl.String)
     plain = (

@@ -74,7 +74,7 @@ REMOVED_SCHEMA = {"row": pl.UInt32, "step": pl.String, "reason": pl.String}
 
 
 def _named_formats(formats: Formats) -> dict[str, str]:
-    """Format by file; a file that several sources name is told apart by them."""
+    """Return the format by file; a file that several sources name is told apart by them."""
     names = Counter(name for _, name in formats)
     return {
         name if names[name] == 1 else f"{name} (sources[{index}])": found.name
@@ -83,7 +83,7 @@ def _named_formats(formats: Formats) -> dict[str, str]:
 
 
 def _exact_duplicates(work: Path, config: Dataset) -> pl.DataFrame:
-    """Rows (REMOVED_SCHEMA) whose conversation an earlier row has, character by character."""
+    """Return rows (REMOVED_SCHEMA) whose conversation an earlier row has as well."""
     if config.cleaning.exact_duplicates == "keep":
         return pl.DataFrame(schema=REMOVED_SCHEMA)
     # 64 bits of the hash: two of a million conversations meet by chance once in 4e7 corpora.
@@ -111,7 +111,7 @@ def _exact_duplicates(work: Path, config: Dataset) -> pl.DataFrame:
 
 
 def _places(work: Path, rows: pl.Series) -> pl.DataFrame:
-    """File and line (`place`) of these rows."""
+    """Return the file and line (`place`) of these rows."""
     place = pl.format("{}:{}", "source", "line").alias("place")
     wanted = scan(work, "rows").filter(pl.col("row").is_in(rows.implode()))
     return wanted.select("row", place).collect(engine="streaming")
@@ -153,7 +153,7 @@ PAIR_SCHEMA = {
 
 
 def _answers() -> pl.Expr:
-    """What the assistant says in a row."""
+    """Return the expression of what the assistant says in a row."""
     spoken = pl.element().filter(pl.element().struct.field("role") == "assistant")
     parts = [
         pl.col(column).list.eval(spoken.struct.field("content")).list.join("\n")
@@ -163,7 +163,7 @@ def _answers() -> pl.Expr:
 
 
 def _repeats(work: Path, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Rows (REMOVED_SCHEMA) that nearly repeat an earlier one, answers included."""
+    """Return rows (REMOVED_SCHEMA) that nearly repeat an earlier one, answers included."""
     pinned = scan(work, "rows").filter(pl.col("split").is_in(["validation", "test"]))
     stay = set(pinned.select("row").collect(engine="streaming")["row"].to_list())
     origin: dict[int, int] = {}

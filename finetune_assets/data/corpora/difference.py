@@ -10,7 +10,7 @@ EXAMPLES = 20
 
 
 def difference(before: Path, after: Path) -> dict[str, Any]:
-    """Rows added, removed and changed, with examples of each.
+    """Return how many rows were added, removed and changed, with examples of each.
 
     A changed row asks what it asked before, and is answered differently.
 
@@ -41,7 +41,7 @@ def difference(before: Path, after: Path) -> dict[str, Any]:
 
 
 def variation(before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    """Total variation between two mixes given as counts or shares: 0 the same, 1 nothing shared."""
+    """Return the total variation of two mixes of counts or shares: 0 the same, 1 nothing shared."""
     sums = sum(before.values()) or 1.0, sum(after.values()) or 1.0
     names = before.keys() | after.keys()
     return (

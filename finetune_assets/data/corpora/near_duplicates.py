@@ -39,14 +39,14 @@ PAIRS_AT_ONCE = 100_000
 
 
 def signature_schema() -> dict[str, type[pl.DataType]]:
-    """Schema of `signatures`' frames."""
+    """Return the schema of `signatures`' frames."""
     return {f"band_{i}": pl.UInt32 for i in range(BANDS)} | {
         f"sketch_{i}": pl.UInt64 for i in range(SKETCH // 8)
     }
 
 
 def signatures(texts: pl.Series) -> pl.DataFrame:
-    """MinHash signatures of normalised texts (`signature_schema`), by rensa.
+    """Return the MinHash signatures of normalised texts (`signature_schema`), by rensa.
 
     A hash per band: texts that share one are candidates. And a sketch: a byte of each of the first
     MinHashes.
@@ -70,7 +70,7 @@ def signatures(texts: pl.Series) -> pl.DataFrame:
 
 
 def _shingles(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of every text's shingles, one after another, and where each text's begin.
+    """Return hashes of every text's shingles, one after another, and where each text's begin.
 
     Texts are parted by SHINGLE - 1 spaces, which the last shingles of a text reach into; those that
     begin there are left out, so that no text's shingles depend on its neighbours.
@@ -95,7 +95,7 @@ def _shingles(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 def candidates(
     signature_files: list[Path], lengths: np.ndarray, among: np.ndarray, similarity: float
 ) -> pl.DataFrame:
-    """Pairs (`later`, `earlier`) that share a band and could be as similar by what else is known.
+    """Return pairs (`later`, `earlier`) that share a band and may be as similar.
 
     Args:
         signature_files: Parquet files of `signatures`; a band a thread is in memory.
@@ -112,7 +112,7 @@ def candidates(
     empty = pl.DataFrame(schema={"later": pl.UInt32, "earlier": pl.UInt32})
 
     def meet(number: int) -> pl.DataFrame:
-        """Candidates of one band."""
+        """Return candidates of one band."""
         band = pl.read_parquet(signature_files, columns=[names[number]]).to_series()
         kept = [empty]
         for later, earlier in _meetings(
@@ -139,7 +139,7 @@ def candidates(
 def _meetings(
     bucket: np.ndarray, sketch: np.ndarray, divider: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows, and rows before them in the same bucket or part of a bucket."""
+    """Yield rows, and rows before them in the same bucket or part of a bucket."""
     key = bucket.astype(np.uint64)
     row = np.arange(len(key), dtype=np.uint32)
     for level in range(3):

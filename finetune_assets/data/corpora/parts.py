@@ -90,10 +90,10 @@ def _clean_part(inputs: CleaningInputs, group: int) -> tuple[Tally, int]:
 
 
 def part_files(out: Path, kind: str) -> list[Path]:
-    """Files of one kind, in order."""
+    """Return the files of one kind, in order."""
     return sorted(out.glob(f"{kind}-*.parquet"))
 
 
 def scan(out: Path, kind: str) -> pl.LazyFrame:
-    """All parts of one kind as one table, with the position of each row as `row`."""
+    """Return all parts of one kind as one table, with the position of each row as `row`."""
     return pl.scan_parquet(part_files(out, kind), row_index_name="row")

@@ -30,7 +30,7 @@ class Finding:
 def find_personal_data(
     texts: pl.Series, kinds: Sequence[str], region: str | None
 ) -> dict[int, list[Finding]]:
-    """Findings by position of the text in the series, sorted by start and never overlapping.
+    """Return findings by position of the text in the series, sorted by start and never overlapping.
 
     Texts without any are absent; null texts have none. `region` is the country, such as DE, whose
     national phone numbers are found too. UserError for one that has no number plan.
@@ -49,7 +49,7 @@ def find_personal_data(
 
 
 def redact(text: str, findings: Sequence[Finding]) -> str:
-    """The text with [EMAIL] and the like in place of findings, which must not overlap."""
+    """Return the text with [EMAIL] and the like in place of findings, which must not overlap."""
     pieces, after = [], 0
     for finding in sorted(findings, key=lambda finding: finding.start):
         pieces += [text[after : finding.start], f"[{finding.kind.upper()}]"]
@@ -58,7 +58,7 @@ def redact(text: str, findings: Sequence[Finding]) -> str:
 
 
 def _without_overlap(findings: Iterable[Finding]) -> list[Finding]:
-    """The longer of two that overlap; of equal ones the more precise kind."""
+    """Return the longer of two that overlap; of equal ones the more precise kind."""
     kept: list[Finding] = []
     for finding in sorted(findings, key=lambda finding: finding.start):
         if not kept or kept[-1].end <= finding.start:
@@ -123,7 +123,7 @@ def _ip_addresses(text: str) -> Spans:
 
 
 def _is_host(written: str) -> bool:
-    """Whether one machine can have the address, as masks, loopback and multicast cannot."""
+    """Return whether one machine can have the address, as masks, loopback and multicast cannot."""
     try:
         address = ipaddress.ip_address(written)
     except ValueError:
@@ -234,7 +234,7 @@ def _phones(text: str, region: str | None) -> Spans:
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether the number has the length of a phone number, and is no part of a sum or a word."""
+    """Return whether the number is as long as a phone number, and no part of a sum or a word."""
     written = text[start:end]
     if sum(map(str.isdecimal, written)) < 7 or _AFTER_PHONE.match(text, end):
         return False
@@ -246,7 +246,7 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 
 @cache
 def _phone_gate(region: str | None) -> str:
-    """How a phone number begins, for Rust and for Python."""
+    """Return how a phone number begins, for Rust and for Python."""
     if region is None:
         return _INTERNATIONAL
     from phonenumbers import PhoneMetadata

@@ -78,7 +78,7 @@ def _of_step(tally: Tally, wanted: str) -> int:
 
 
 def _rejected_preview(path: Path) -> list[RejectedRow]:
-    """A few rows of every step, with the beginning of what was removed."""
+    """Return a few rows of every step, with the beginning of what was removed."""
     steps = pl.scan_parquet(path).select("step").unique().sort("step").collect()["step"]
     shown = [
         pl.scan_parquet(path).filter(pl.col("step") == step).head(REJECTED_SHOWN).collect()
@@ -112,7 +112,7 @@ def rows_hash(path: Path, columns: list[str]) -> str:
 
 
 def histogram(values: pl.Series, bins: int = 40) -> Histogram:
-    """Edges (bins + 1) and counts (bins); values above the 99.5th percentile are in the last."""
+    """Return a histogram whose last bin has the values above the 99.5th percentile."""
     if not values.len():
         return Histogram(edges=[], counts=[])
     top = float(np.percentile(values.to_numpy(), 99.5))
@@ -122,7 +122,7 @@ def histogram(values: pl.Series, bins: int = 40) -> Histogram:
 
 
 def outliers(values: pl.Series) -> Outliers:
-    """Share of values above Q3 + 3 IQR, and that limit."""
+    """Return how many values are above Q3 + OUTLIER_RANGES * IQR, and that limit."""
     if not values.len():
         return Outliers(share=0.0, limit=0.0, rows=0)
     low, high = float(values.quantile(0.25) or 0), float(values.quantile(0.75) or 0)
@@ -132,7 +132,7 @@ def outliers(values: pl.Series) -> Outliers:
 
 
 def languages(rows: Path) -> dict[str, float]:
-    """Share of languages (ISO 639-1) among ROWS_FOR_LANGUAGE rows, most frequent first."""
+    """Return the share of each language (ISO 639-1) among a few rows, most frequent first."""
     import py3langid
 
     text = pl.coalesce(
@@ -150,7 +150,7 @@ def languages(rows: Path) -> dict[str, float]:
 
 
 def shares(values: Iterable[str]) -> dict[str, float]:
-    """Share of each value, most frequent first."""
+    """Return the share of each value, most frequent first."""
     counts = pl.Series(list(values), dtype=pl.String).value_counts(sort=True)
     total = max(1, int(counts["count"].sum()))
     return {name: round(count / total, 4) for name, count in counts.iter_rows()}

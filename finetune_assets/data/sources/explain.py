@@ -10,7 +10,7 @@ from finetune_assets.errors import UserError
 
 @contextlib.contextmanager
 def explain_library_errors(where: str, remedy: str, uri: str = "") -> Iterator[None]:
-    """Failures of a library as a UserError without the URI's secrets.
+    """Turn failures of a library into a UserError without the URI's secrets.
 
     The library's own error may hold them, and so is not kept as the cause.
     """
@@ -25,7 +25,7 @@ def explain_library_errors(where: str, remedy: str, uri: str = "") -> Iterator[N
 
 @contextlib.contextmanager
 def explain_store_errors(uri: str) -> Iterator[None]:
-    """Failures of a remote store as a UserError; those of a local disk are left as they are."""
+    """Turn failures of a remote store into a UserError; leave those of a local disk as they are."""
     try:
         yield
     except UserError:

@@ -27,13 +27,13 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def suffix_of(uri: str) -> str:
-    """The file type, without what says how it is compressed: `.jsonl` of `rows.jsonl.gz`."""
+    """Return the file type, without what says how it is compressed: `.jsonl` of `rows.jsonl.gz`."""
     path = PurePosixPath(uri)
     return (PurePosixPath(path.stem) if path.suffix in COMPRESSIONS else path).suffix.lower()
 
 
 def read_rows(uri: str, shown: str | None = None) -> Iterator[NumberedRows]:
-    """Rows of one file in batches, in order.
+    """Yield the rows of one file in batches, in order.
 
     Args:
         shown: how errors name the file; default: the URI.
@@ -64,7 +64,7 @@ def read_rows(uri: str, shown: str | None = None) -> Iterator[NumberedRows]:
 
 
 def dumps(row: object) -> str:
-    """JSON text of a row; what JSON has no type for becomes text."""
+    """Return the JSON text of a row; what JSON has no type for becomes text."""
     try:
         return orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:  # integers of more than 64 bits
@@ -72,7 +72,7 @@ def dumps(row: object) -> str:
 
 
 def parse(text: str) -> Any:
-    """A row from its JSON text: strict and fast, then as lenient as Python's own reader.
+    """Return a row from its JSON text: strict and fast, then as lenient as Python's own reader.
 
     NaN and infinities become null; lone surrogates become U+FFFD, which can be stored.
     """
@@ -117,7 +117,7 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def _lenient(content: bytes, line: int, uri: str) -> tuple[str, Any]:
-    """A line that the strict parser refuses: NaN and the like are usable, the rest is an error."""
+    """Read a line that the strict parser refuses; NaN and the like are usable."""
     try:
         row = parse(content.decode())
     except UnicodeDecodeError as error:
@@ -136,7 +136,7 @@ def _lenient(content: bytes, line: int, uri: str) -> tuple[str, Any]:
 
 
 def _read_json(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
-    """Elements of one JSON list; a file of one object per line is read as such."""
+    """Yield the elements of one JSON list; a file of one object per line is read as such."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig")
     window, line = text.read(BLOCK), 1
     opening = window.lstrip()[:1]
@@ -246,7 +246,7 @@ def _read_parquet(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_arrow(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
-    """Arrow files and streams; `datasets` writes streams."""
+    """Yield the rows of Arrow files and streams; `datasets` writes streams."""
     import pyarrow as pa
 
     magic = stream.read(6)
@@ -265,7 +265,7 @@ def _read_arrow(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_document(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
-    """A plain text file is one row with the column `text`."""
+    """Yield a plain text file as one row with the column `text`."""
     text = stream.read().decode("utf-8-sig")
     if text.strip():
         yield 1, dumps({"text": text})
@@ -273,7 +273,7 @@ def _read_document(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
 
 @contextmanager
 def _explain_damage(uri: str) -> Iterator[None]:
-    """Errors of the libraries that open files, as one error that names the file."""
+    """Turn errors of the libraries that open files into one that names the file."""
     import zlib
 
     import pyarrow as pa

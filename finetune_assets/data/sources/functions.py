@@ -18,7 +18,7 @@ from finetune_assets.storage.fingerprint import digest, file_digest
 
 
 def function_rows(source: Source, where: str, folder: Path | None) -> Rows:
-    """The dictionaries that a function yields.
+    """Yield the dictionaries that a function yields.
 
     Raises:
         UserError: there is no such function, it fails, or it yields something else.
@@ -54,7 +54,7 @@ def function_version(source: Source, where: str, folder: Path | None) -> str:
 
 @contextlib.contextmanager
 def _importable(folder: Path | None) -> Iterator[None]:
-    """The current and the catalog's folder, after all others: no library is hidden by a file."""
+    """Import from the current and the catalog's folder, after all others, to hide no library."""
     given = [str(path.resolve()) for path in (Path(), folder) if path is not None]
     added = [path for path in dict.fromkeys(given) if path not in sys.path]
     importlib.invalidate_caches()
@@ -104,7 +104,7 @@ def _no_rows(name: str, what: str, where: str) -> UserError:
 
 
 def _raised(name: str, error: Exception, file: Path | None, where: str) -> UserError:
-    """Names where the error was raised and, if that is elsewhere, where the module called it."""
+    """Return an error that says where it was raised and, if elsewhere, where it was called."""
     frames = [
         (frame.filename, frame.lineno)
         for frame in traceback.extract_tb(error.__traceback__)

@@ -15,12 +15,12 @@ SAVED_MARKS = ("state.json", "dataset_dict.json")
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` of the datasets library wrote this folder."""
+    """Return whether `save_to_disk` of the datasets library wrote this folder."""
     return any((folder / mark).is_file() for mark in SAVED_MARKS)
 
 
 def hub_commit(hub: str, where: str) -> str:
-    """The commit that NAME@REVISION is now.
+    """Return the commit that NAME@REVISION is now.
 
     Raises:
         UserError: the hub does not answer, or has no such dataset or revision.
@@ -46,7 +46,7 @@ def hub_commit(hub: str, where: str) -> str:
 
 
 def hub_rows(source: Source, where: str) -> Rows:
-    """Rows of a hub dataset, streamed, split after split.
+    """Yield the rows of a hub dataset, streamed, split after split.
 
     Raises:
         UserError: as `hub_commit` does, or there is no such subset or split.
@@ -64,7 +64,7 @@ def hub_rows(source: Source, where: str) -> Rows:
 
 
 def saved_rows(folder: Path, parts: list[str], where: str) -> Rows:
-    """Rows of a folder that `save_to_disk` wrote, split after split.
+    """Yield the rows of a folder that `save_to_disk` wrote, split after split.
 
     Raises:
         UserError: the folder cannot be read, or has no such split.

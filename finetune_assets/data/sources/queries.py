@@ -29,7 +29,7 @@ _ADBC = {"postgres": "postgresql", "postgresql": "postgresql", "snowflake": "sno
 
 
 def query_rows(source: Source, where: str, folder: Path | None) -> Rows:
-    """Rows of a query, as the database sends them.
+    """Return the rows of a query, as the database sends them.
 
     Raises:
         UserError: the connection or the query is wrong, or the database does not answer.
@@ -38,7 +38,7 @@ def query_rows(source: Source, where: str, folder: Path | None) -> Rows:
 
 
 def query_version(source: Source, where: str, folder: Path | None) -> str:
-    """How many rows a query has, counted by the database.
+    """Return how many rows a query has, counted by the database.
 
     Raises:
         UserError: as `query_rows` does.
@@ -106,7 +106,7 @@ def _sqlite_rows(query: str, uri: str, where: str, folder: Path | None) -> Rows:
 
 
 def _adbc_rows(query: str, uri: str, driver: str, where: str) -> Rows:
-    """Rows as the server sends them, a batch of a few MB at a time."""
+    """Yield rows as the server sends them, a batch of a few MB at a time."""
     try:
         dbapi = importlib.import_module(f"adbc_driver_{driver}.dbapi")
     except ImportError as error:
@@ -150,7 +150,7 @@ def _distinct(names: list[str], where: str) -> list[str]:
 
 
 def _to_json(field: "pa.Field", where: str) -> ToJson | None:
-    """How a column's values become JSON, by its Arrow field; None: as they are."""
+    """Return what makes JSON of a column's values; None where they are JSON as they are."""
     import numpy as np
     import pyarrow as pa
 

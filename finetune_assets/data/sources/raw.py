@@ -42,7 +42,7 @@ def write_raw(pinned: list[Pin], declared: list[Source], out: Path) -> RawRecord
 
 
 def raw_rows(pinned: list[Pin], declared: list[Source]) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Batches of RAW_SCHEMA, each with the index of its pin."""
+    """Yield batches of RAW_SCHEMA, each with the index of its pin."""
     for source_index, source in enumerate(declared):
         mine = [i for i, p in enumerate(pinned) if p.source_index == source_index]
         bound = _bound(source.sample, [pinned[i] for i in mine])
@@ -64,7 +64,7 @@ def _frame(pinned: Pin, batch: NumberedRows) -> pl.DataFrame:
 
 
 def _bound(size: int | float | None, pinned: list[Pin]) -> float:
-    """Position by hash below which rows are taken."""
+    """Return the position by hash below which rows are taken."""
     if size is None:
         return 1.0
     if isinstance(size, float):
@@ -77,6 +77,6 @@ def _bound(size: int | float | None, pinned: list[Pin]) -> float:
 
 
 def unit_hash(text: str, salt: str = "") -> float:
-    """Deterministic, uniform position of a text in [0, 1)."""
+    """Return a text's deterministic, uniform position in [0, 1)."""
     content = f"{salt}\0{text}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2**64

@@ -67,7 +67,7 @@ def pin(entry: Entry, scratch: Path) -> list[Pin]:
 
 
 def glance(entry: Entry) -> list[object]:
-    """What tells, without reading rows, that sources may have changed; JSON values."""
+    """Return what tells, without reading rows, that sources may have changed; JSON values."""
     seen: list[object] = []
     for index, source in enumerate(entry.config.sources):
         if source.path is None:
@@ -85,12 +85,12 @@ def glance(entry: Entry) -> list[object]:
 
 
 def content_version(pinned: list[Pin], declared: list[Source]) -> str:
-    """Data version of the rows: their content and how it is sampled, not where it lies."""
+    """Return the data version of the rows: their content and sampling, not where they lie."""
     return digest([[p.sha256, declared[p.source_index].sample] for p in pinned])
 
 
 def saved_dataset(entry: Entry, source: Source) -> Path | None:
-    """The folder that `Dataset.save_to_disk` wrote, if the source's path is one."""
+    """Return the folder that `Dataset.save_to_disk` wrote, if the source's path is one."""
     located = entry.locate(source.path or "")
     if "://" in located:
         return None
@@ -99,7 +99,7 @@ def saved_dataset(entry: Entry, source: Source) -> Path | None:
 
 
 def find_files(uri: str, key: str) -> list[str]:
-    """Files that a path, folder or glob stands for, sorted.
+    """Return the files that a path, folder or glob stands for, sorted.
 
     A folder stands for its data files at any depth; for its text files if it has no others.
 
@@ -149,7 +149,7 @@ def _folder(entry: Entry) -> Path | None:
 
 
 def _stat(uri: str) -> list[int | str]:
-    """Size and what moves when content does: time of change, or an object store's ETag."""
+    """Return a file's size and what moves when its content does: time of change or ETag."""
     fs, path = fsspec.core.url_to_fs(uri)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         found = os.stat(path)
@@ -162,7 +162,7 @@ def _stat(uri: str) -> list[int | str]:
 
 
 def size_and_hash(uri: str) -> tuple[int, str]:
-    """Size and SHA-256 of a file, from the last time it was hashed if it did not move since."""
+    """Return a file's size and SHA-256; hash it only if it changed since the last time."""
     stat = _stat(uri)
     size = int(stat[0])
     kept = settings.local_state_folder() / "pins" / f"{digest(uri)[:LENGTH]}.json"
@@ -180,5 +180,5 @@ def size_and_hash(uri: str) -> tuple[int, str]:
 
 
 def read_pin(pinned: Pin) -> Iterator[files.NumberedRows]:
-    """Rows of one pin, in batches, in order."""
+    """Yield the rows of one pin, in batches, in order."""
     return files.read_rows(pinned.uri, pinned.name)

@@ -56,7 +56,7 @@ def cheap_version(source: Source, where: str, folder: Path | None = None) -> str
 
 
 def rows_of(source: Source, where: str, folder: Path | None) -> Rows:
-    """Rows of a query, hub dataset or function, as they come."""
+    """Return the rows of a query, hub dataset or function, as they come."""
     if source.query is not None:
         return query_rows(source, where, folder)
     if source.hub is not None:

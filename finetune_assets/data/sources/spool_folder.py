@@ -11,7 +11,7 @@ from finetune_assets.processes.identity import is_gone, this_process
 
 @contextmanager
 def spool_folder() -> Iterator[Path]:
-    """A folder for rows of sources that are no files; what killed runs left is removed."""
+    """Give a folder for rows of sources that are no files; remove what killed runs left."""
     parent = settings.local_state_folder() / "spool"
     for left in parent.glob("*") if parent.exists() else ():
         if is_gone(left.name):

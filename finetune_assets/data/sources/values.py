@@ -13,7 +13,7 @@ Rows = Generator[Row, None, None]
 
 
 def plain(value: object) -> object:
-    """JSON for what JSON has no type for: base64 for bytes, a sorted list for a set."""
+    """Return JSON for what JSON has no type for: base64 for bytes, a sorted list for a set."""
     match value:
         case Decimal():
             return number(value)
@@ -29,5 +29,5 @@ def plain(value: object) -> object:
 
 
 def number(value: str | Decimal) -> orjson.Fragment | None:
-    """A decimal with every digit it has; a float would round it."""
+    """Return a decimal with every digit it has; a float would round it."""
     return orjson.Fragment(str(value)) if Decimal(value).is_finite() else None

@@ -17,7 +17,7 @@ from finetune_assets.errors import UserError
 
 
 def pinned_benchmarks(entry: Entry) -> list[list[str]]:
-    """Content hashes of every declared benchmark's files."""
+    """Return the content hashes of every declared benchmark's files."""
     key = "contamination.benchmarks"
     return [
         [size_and_hash(uri)[1] for uri in find_files(entry.locate(benchmark), key)]
@@ -26,7 +26,7 @@ def pinned_benchmarks(entry: Entry) -> list[list[str]]:
 
 
 def benchmark_texts(uri: str, where: str) -> Iterator[LazyTexts]:
-    """Texts of a benchmark's rows, in lower case, in batches.
+    """Yield the texts of a benchmark's rows, in lower case, in batches.
 
     A row that is no conversation is compared by all of its text.
     """

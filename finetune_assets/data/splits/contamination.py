@@ -136,7 +136,7 @@ class EvaluationGrams:
 def _search(
     known: np.ndarray, training: Iterable[LazyTexts], n: int
 ) -> tuple[np.ndarray, pl.DataFrame]:
-    """In how many training rows each known n-gram is, and (gram, training_row) of the first."""
+    """Return in how many training rows each known n-gram is, and the first ones that have it."""
     bits = (len(known) * FILTER_SLOTS).bit_length()
     shift = np.uint64(64 - bits)
     table = np.zeros(1 << bits, dtype=bool)
@@ -166,7 +166,7 @@ def _search(
 
 
 def ngrams(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (uint64) of every n-gram of words, and the row (uint32) that each belongs to.
+    """Return hashes (uint64) of every n-gram of words, and the row (uint32) that each belongs to.
 
     A text of fewer words is one n-gram. Words are runs of letters, digits and what is not ASCII;
     how they are parted does not matter.
@@ -210,7 +210,7 @@ _GAP = np.array([not (chr(b).isalnum() or b == 95 or b > 127) for b in range(256
 
 @lru_cache(maxsize=4)
 def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first powers of an odd number and of its inverse, modulo 2**64."""
+    """Return the first powers of an odd number and of its inverse, modulo 2**64."""
     made = []
     for base in (_ODD, pow(_ODD, -1, 2**64)):
         power = np.full(count, base, dtype=np.uint64)
@@ -225,7 +225,7 @@ def _mixed(hashes: np.ndarray) -> np.ndarray:
 
 
 def text_of(frame: pl.DataFrame, *, training: bool = False) -> pl.Series:
-    """What rows ask, and everything they say, in lower case: VIEWS texts for every row.
+    """Return what rows ask, and everything they say, in lower case: VIEWS texts for every row.
 
     Of training rows only short questions, as the n-grams of long ones are in what the row says.
     """
@@ -239,7 +239,7 @@ def text_of(frame: pl.DataFrame, *, training: bool = False) -> pl.Series:
 
 
 def views_of(asked: str, said: str) -> list[str]:
-    """The same for one row."""
+    """Return what `text_of` does, for one row."""
     return [asked.lower(), said.lower()]
 
 

@@ -113,7 +113,7 @@ class Division:
                     start += frame.height
 
     def _copies(self) -> np.ndarray:
-        """How often each row stands in training, by its source's weight."""
+        """Return how often each row stands in training, by its source's weight."""
         weights = {i: s.weight for i, s in enumerate(self.config.sources)}
         light = pl.read_parquet(self.rows, columns=["id", "source_index"])
         if set(weights.values()) == {1.0}:

@@ -15,7 +15,7 @@ from finetune_assets.data.splits.division import Division
 
 @contextmanager
 def rehearse(entry: Entry) -> Iterator[tuple[CorpusRecord, Division]]:
-    """A dataset's rows as a run would read, clean and divide them: statistics, and the division.
+    """Read, clean and divide a dataset's rows as a run would; give the record and the division.
 
     They are in scratch folders that last as long as the block.
     """

@@ -46,7 +46,7 @@ class Assignment:
         return int((self.row == SET_ASIDE).sum())
 
     def largest_cluster(self) -> int:
-        """Rows of the largest cluster."""
+        """Return how many rows the largest cluster has."""
         return int(np.bincount(self.cluster).max())
 
 
@@ -87,7 +87,7 @@ def assign(rows: pl.DataFrame, pairs: pl.DataFrame, config: Splits, where: str) 
 
 
 def count_leaks(assignment: Assignment) -> int:
-    """Questions in more than one split, and linked questions in different ones; 0 by design."""
+    """Count questions in several splits, and linked ones in different splits; 0 by design."""
     kept = assignment.row != SET_ASIDE
     frame = pl.DataFrame({"node": assignment.node[kept], "split": assignment.row[kept]}).unique()
     several = frame.group_by("node").len().filter(pl.col("len") > 1).height
@@ -99,9 +99,9 @@ def count_leaks(assignment: Assignment) -> int:
 
 
 def positions(keys: np.ndarray, seed: int) -> np.ndarray:
-    """Deterministic, uniform positions of 64-bit hashes in [0, 1); another seed, another order.
+    """Return deterministic, uniform positions of 64-bit hashes in [0, 1).
 
-    The finaliser of SplitMix64 (Steele et al., 2014).
+    Another seed gives another order. This is the finaliser of SplitMix64 (Steele et al., 2014).
     """
     mixed = keys.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -110,7 +110,7 @@ def positions(keys: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _nodes(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row per normalised prompt, in order of appearance."""
+    """Return one row per normalised prompt, in order of appearance."""
     return (
         rows.group_by("prompt_key", maintain_order=True)
         .agg(pl.len().alias("rows"), pl.col("source_index").first())
@@ -119,13 +119,13 @@ def _nodes(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pins(rows: pl.DataFrame) -> np.ndarray:
-    """Position in SPLIT_NAMES of the split that each row is pinned to, or UNPINNED."""
+    """Return the position in SPLIT_NAMES of the split that each row is pinned to, or UNPINNED."""
     codes = {name: i for i, name in enumerate(SPLIT_NAMES)}
     return rows["split"].replace_strict(codes, default=UNPINNED, return_dtype=pl.Int64).to_numpy()
 
 
 def _links(rows: pl.DataFrame, node: np.ndarray, pairs: pl.DataFrame) -> np.ndarray:
-    """Different nodes that ask nearly the same, later first, sorted."""
+    """Return different nodes that ask nearly the same, later first, sorted."""
     place = pl.DataFrame({"id": rows["id"], "node": node}).unique("id", keep="first")
     joined = pairs.join(place.rename({"id": "later", "node": "a"}), on="later").join(
         place.rename({"id": "earlier", "node": "b"}), on="earlier"
@@ -138,7 +138,7 @@ def _links(rows: pl.DataFrame, node: np.ndarray, pairs: pl.DataFrame) -> np.ndar
 
 
 def _clusters(count: int, links: np.ndarray) -> np.ndarray:
-    """First node of each node's cluster: that of the earliest node that it is linked to."""
+    """Return the first node of each node's cluster: that of the earliest node it is linked to."""
     cluster = np.arange(count)
     followers, first = np.unique(links[:, 0], return_index=True)
     for later, earlier in zip(followers, links[first, 1], strict=True):
@@ -147,7 +147,7 @@ def _clusters(count: int, links: np.ndarray) -> np.ndarray:
 
 
 def _draw(nodes: pl.DataFrame, cluster: np.ndarray, pin: np.ndarray, config: Splits) -> np.ndarray:
-    """Position in SPLIT_NAMES for every cluster that is not pinned, at its first node."""
+    """Return the split's position for every cluster that is not pinned, at its first node."""
     size = np.bincount(cluster, weights=nodes["rows"].to_numpy(), minlength=nodes.height)
     position = positions(nodes["prompt_key"].to_numpy(), config.seed)
     stratum = nodes["source_index"].to_numpy() if config.stratify else np.zeros(nodes.height)
@@ -174,14 +174,14 @@ def _draw(nodes: pl.DataFrame, cluster: np.ndarray, pin: np.ndarray, config: Spl
 
 
 def _wanted(share: int | float, size: np.ndarray, mine: np.ndarray, pinned: np.ndarray) -> float:
-    """Rows that are still to be drawn for a split, in one stratum."""
+    """Return how many rows are still to be drawn for a split, in one stratum."""
     total, here = size.sum(), size[mine].sum()
     rows = share * here if isinstance(share, float) else share * here / total
     return round(float(rows)) - float(size[mine & pinned].sum())
 
 
 def _set_aside(links: np.ndarray, split: np.ndarray, pin: np.ndarray) -> np.ndarray:
-    """Nodes that would stand in another split than a node they are linked to.
+    """Return nodes that would stand in another split than a node they are linked to.
 
     The later one gives way; a pinned one only to what is pinned to a split before its own.
     """
@@ -214,7 +214,7 @@ def _require_rows(assignment: Assignment, where: str) -> None:
 
 
 def copies(ids: pl.Series, source_index: pl.Series, weights: Mapping[int, float]) -> np.ndarray:
-    """How often each training row stands in its split: its source's weight, rounded by hash."""
+    """Return how often each row stands in training: its source's weight, rounded by hash."""
     keys = np.array([int(i[:16], 16) for i in ids], dtype=np.uint64)
     weight = source_index.replace_strict(dict(weights), return_dtype=pl.Float64).to_numpy()
     whole = np.floor(weight)

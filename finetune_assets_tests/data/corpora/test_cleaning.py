@@ -44,6 +44,7 @@ def test_code_and_whitespace_are_never_reflowed() -> None:
     assert repair(texts, Cleaning())[0] == texts
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8")))
 def test_repair_never_fails_and_leaves_ascii_alone(text: str) -> None:
     repaired, _ = repair([text], Cleaning())
