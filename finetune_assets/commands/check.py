@@ -10,7 +10,9 @@ from finetune_assets.catalog.load import Entry
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.splits.rehearsal import rehearse
 from finetune_assets.models.bases.reference import load_tokenizer
-from finetune_assets.models.training.passthrough import require_valid
+from finetune_assets.models.tokenization.render import stop_token_ids
+from finetune_assets.models.tokenization.rows import RowTokenizer
+from finetune_assets.models.tokenization.training_set import loss_mask_text
 
 SAMPLED_FOR_LENGTH = 500
 """Rows tokenised to tell how long they are."""
@@ -24,6 +26,8 @@ def show(entry: Entry, rows: int, console: Console) -> None:
     """
     arguments = entry.config.training.arguments
     if arguments:  # else nobody has to wait for trl
+        from finetune_assets.models.training.passthrough import require_valid
+
         require_valid(arguments, entry.uri)
     with rehearse(entry) as (record, division):
         console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")
@@ -62,10 +66,6 @@ def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Consol
     Returns:
         Tokens of every row of `accepted`.
     """
-    from finetune_assets.models.tokenization.render import stop_token_ids
-    from finetune_assets.models.tokenization.rows import RowTokenizer
-    from finetune_assets.models.tokenization.training_set import loss_mask_text
-
     tokenizer = load_tokenizer(entry)
     training = entry.config.training
     tokenize = RowTokenizer.of(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import dagster as dg
+import fsspec
 
 from finetune_assets import settings
 from finetune_assets.catalog.cleaning import Limit
@@ -167,8 +168,6 @@ def training_set(
 
 def preflight_of(entry: Entry, base: Manifest, training_set: Manifest) -> Plan | None:
     """Return what training will need; None where the base's architecture is none that is known."""
-    import fsspec
-
     uri, training = f"{base.uri}/config.json", entry.config.training
     with fsspec.open(uri, "r") as file:
         config = json.load(file)

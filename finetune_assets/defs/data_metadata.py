@@ -10,6 +10,7 @@ from finetune_assets.data.splits.split_record import SplitRecord
 from finetune_assets.defs import charts
 from finetune_assets.defs.markdown import conversations
 from finetune_assets.defs.metadata import Metadata, table
+from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage.artifacts import Manifest, RecordPart
 
 
@@ -66,7 +67,6 @@ def corpus(manifest: Manifest, before: Manifest | None) -> Metadata:
 def _difference(manifest: Manifest, before: Manifest) -> Metadata:
     """Return how the rows differ from those of the previous materialization."""
     from finetune_assets.data.corpora.difference import difference
-    from finetune_assets.storage import artifacts as artifacts
 
     paths = [artifacts.local_copy(m) / "rows.parquet" for m in (before, manifest)]
     found = difference(*paths)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 ROW_GROUP, ROW_GROUP_BYTES = 32_768, 64 << 20
 """A row group ends at as many rows or bytes: what a reader holds in memory at least."""
@@ -15,8 +16,6 @@ def writing_parquet(
     path: Path, schema: Mapping[str, pl.DataType | type[pl.DataType]], compression: str = "zstd"
 ) -> Iterator[Callable[[pl.DataFrame], None]]:
     """Give a function that appends frames of this schema to a Parquet file."""
-    import pyarrow.parquet as pq
-
     empty = pl.DataFrame(schema=dict(schema)).to_arrow(compat_level=pl.CompatLevel.oldest())
     held: list[pl.DataFrame] = []
 
@@ -45,15 +44,11 @@ def writing_parquet(
 
 def row_groups(path: Path) -> int:
     """Return how many row groups a Parquet file has."""
-    import pyarrow.parquet as pq
-
     return pq.read_metadata(path).num_row_groups
 
 
 def first_row(path: Path, group: int) -> int:
     """Return the position of a row group's first row."""
-    import pyarrow.parquet as pq
-
     metadata = pq.read_metadata(path)
     return sum(metadata.row_group(each).num_rows for each in range(group))
 
@@ -62,8 +57,6 @@ def batches(
     path: Path, rows: int, columns: list[str] | None = None, group: int | None = None
 ) -> Iterator[pl.DataFrame]:
     """Yield the rows of a Parquet file or row group, in order, in frames of at most `rows`."""
-    import pyarrow.parquet as pq
-
     with pq.ParquetFile(path) as file:
         for each in range(file.num_row_groups) if group is None else [group]:
             table = pl.from_arrow(file.read_row_group(each, columns=columns))
@@ -72,8 +65,6 @@ def batches(
 
 def take(path: Path, positions: Sequence[int], columns: list[str]) -> pl.DataFrame:
     """Return the rows at these positions, in the file's order; read no other row groups."""
-    import pyarrow.parquet as pq
-
     found, start = [], 0
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):

@@ -1,10 +1,12 @@
 """The file that `finetune init` writes: its text, and its place in the catalog."""
 
 import sys
+import textwrap
 from io import StringIO
 from pathlib import Path
 
 import fsspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from finetune_assets import settings
@@ -40,8 +42,6 @@ def write(name: str, text: str, beside: dict[str, str]) -> list[str]:
 
 def render(**keys: object) -> str:
     """Return the dataset file as text; strings of the data are quoted or made comments."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -72,8 +72,6 @@ def _block(text: str, indent: int) -> str:
 
 
 def _comment(text: str, indent: int = 0, hanging: int = 0) -> str:
-    import textwrap
-
     printable = "".join(c if c.isprintable() else " " for c in text)
     start = f"{' ' * indent}# "
     return textwrap.fill(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fsspec
 import polars as pl
+import pyarrow.parquet as pq
 
 from finetune_assets import settings
 from finetune_assets.catalog.load import Entry
@@ -198,8 +199,6 @@ def _estimated_rows(uri: str, rows: files.NumberedRows) -> int | None:
     suffix = files.suffix_of(uri)
     with fsspec.open(uri, "rb") as stream:
         if suffix == ".parquet":
-            import pyarrow.parquet as pq
-
             return pq.ParquetFile(stream).metadata.num_rows
         size = stream.seek(0, os.SEEK_END)  # pyright: ignore
     if suffix in (".csv", ".tsv"):

@@ -11,10 +11,29 @@ import polars as pl
 
 from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.training import Training
+from finetune_assets.commands.plan import base_config
 from finetune_assets.errors import UserError
-from finetune_assets.models.planning.need import Counts
+from finetune_assets.models.bases.reference import (
+    gguf_file,
+    hub_snapshot,
+    load_tokenizer,
+    local_folder,
+)
+from finetune_assets.models.planning import shape
+from finetune_assets.models.planning import speed as operations
+from finetune_assets.models.planning.need import Counts, target
+from finetune_assets.models.planning.preflight import preflight
+from finetune_assets.models.planning.schedule import plan
 from finetune_assets.models.planning.tables import GB, duration
-from finetune_assets.models.tokenization.rows import CHATML_TOOLS
+from finetune_assets.models.tokenization.fit import cut_document, fit
+from finetune_assets.models.tokenization.pack import pack
+from finetune_assets.models.tokenization.rows import (
+    CHATML_TOOLS,
+    RowTokenizer,
+    is_document,
+    is_learned,
+    reference,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,16 +148,6 @@ def recipe(train_rows: int, contexts: int) -> tuple[int, int]:
 
 
 def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
-    from finetune_assets.models.bases.reference import load_tokenizer
-    from finetune_assets.models.tokenization.fit import cut_document, fit
-    from finetune_assets.models.tokenization.pack import pack
-    from finetune_assets.models.tokenization.rows import (
-        RowTokenizer,
-        is_document,
-        is_learned,
-        reference,
-    )
-
     tokenizer = load_tokenizer(entry)
     template = _template_for_tools(tokenizer, rows)
     tokenize = RowTokenizer.of(tokenizer, entry.uri, strict=False)
@@ -185,8 +194,6 @@ def _template_for_tools(tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame
 def _model_limit(entry: Entry) -> int | None:
     from transformers import AutoConfig
 
-    from finetune_assets.models.bases.reference import gguf_file, hub_snapshot, local_folder
-
     model = entry.config.base.model
     if model.startswith("package:"):
         file = gguf_file(model, entry.uri)
@@ -222,13 +229,6 @@ def _batch_reason(rows_of_context: float, contexts: str) -> str:
 
 def _estimate(entry: Entry, training: Training, counts: Counts) -> str:
     """Tell the steps of the run, and what it takes here where the base's shape is known."""
-    from finetune_assets.commands.plan import base_config
-    from finetune_assets.models.planning import shape
-    from finetune_assets.models.planning import speed as operations
-    from finetune_assets.models.planning.need import target
-    from finetune_assets.models.planning.preflight import preflight
-    from finetune_assets.models.planning.schedule import plan
-
     on = target(training, entry.uri, None, None)
     steps = plan(counts.contexts, training, on.hardware, devices=on.devices).total_steps
     said = (

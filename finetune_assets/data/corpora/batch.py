@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 import polars as pl
+import pyarrow as pa
 
 from finetune_assets.catalog.cleaning import PersonalData
 from finetune_assets.catalog.config import Dataset
@@ -269,8 +270,6 @@ def _frame(rows: list[ConvertedRow]) -> pl.DataFrame:
 
 def _turns(rows: list[list[Message] | None]) -> pl.Series:
     """Return every row's turns as MESSAGES, built flat, which is faster than nested."""
-    import pyarrow as pa
-
     turns: list[Mapping[str, object]] = [turn for row in rows for turn in row or ()]
     names = ("role", "content", "weight", "tool_calls")
     types = (pa.large_string(), pa.large_string(), pa.float32(), pa.large_string())

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cpdist
+from rensa import RMinHash
 
 from finetune_assets.processes.pool import map_in_threads
 
@@ -51,8 +54,6 @@ def signatures(texts: pl.Series) -> pl.DataFrame:
     A hash per band: texts that share one are candidates. And a sketch: a byte of each of the first
     MinHashes.
     """
-    from rensa import RMinHash
-
     shingles, offsets = _shingles(texts)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         shingles, offsets, BANDS * BAND_ROWS, SEED
@@ -173,9 +174,6 @@ def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> pl.
 
     Their `similarity` is the share of equal characters, by Levenshtein distance.
     """
-    from rapidfuzz.distance import Levenshtein
-    from rapidfuzz.process import cpdist
-
     scores = [np.empty(0, dtype=np.float32)]
     for part in proposed.select("later", "earlier").iter_slices(PAIRS_AT_ONCE):
         needed = pl.concat([part["later"], part["earlier"]]).unique().sort()

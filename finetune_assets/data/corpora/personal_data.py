@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import polars as pl
+from phonenumbers import Leniency, PhoneMetadata, PhoneNumberMatcher
+from stdnum import iban, luhn
 
 from finetune_assets.errors import UserError
 
@@ -141,8 +143,6 @@ _LAST_GROUP = re.compile(r"[ \u00a0-][A-Z0-9]+$")
 
 
 def _ibans(text: str) -> Spans:
-    from stdnum import iban
-
     for match in _IBAN.finditer(text):
         written = match[0]
         # A word in capitals may follow the number.
@@ -172,8 +172,6 @@ _ISSUER = re.compile(
 
 
 def _credit_cards(text: str) -> Spans:
-    from stdnum import luhn
-
     for match in _CARD.finditer(text):
         digits = re.sub(r"\D", "", match[0])
         if _ISSUER.fullmatch(digits) and luhn.is_valid(digits):
@@ -223,8 +221,6 @@ _CALCULATION = re.compile(r"0123456789|\d+\.\d+|\(?[1-9]\d*\)?\s[-−–/~]\s\d+
 
 
 def _phones(text: str, region: str | None) -> Spans:
-    from phonenumbers import Leniency, PhoneNumberMatcher
-
     # The matcher tries every number of a text, so it is given long ones alone.
     for stretch in re.finditer(f"(?:{_phone_gate(region)})(?:{_GAP}\\d)*+", text):
         for match in PhoneNumberMatcher(stretch[0], region, Leniency.VALID):
@@ -249,8 +245,6 @@ def _phone_gate(region: str | None) -> str:
     """Return how a phone number begins, for Rust and for Python."""
     if region is None:
         return _INTERNATIONAL
-    from phonenumbers import PhoneMetadata
-
     plan = PhoneMetadata.metadata_for_region(region)
     if plan is None or plan.general_desc is None:
         raise UserError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import py3langid
 
 from finetune_assets.data.corpora.batch import UNUSABLE, Tally
 from finetune_assets.data.corpora.corpus_record import (
@@ -133,8 +134,6 @@ def outliers(values: pl.Series) -> Outliers:
 
 def languages(rows: Path) -> dict[str, float]:
     """Return the share of each language (ISO 639-1) among a few rows, most frequent first."""
-    import py3langid
-
     text = pl.coalesce(
         pl.col("text"),
         pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n"),

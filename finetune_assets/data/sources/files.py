@@ -1,8 +1,10 @@
 """Reading files of rows in batches: memory is bounded by a batch, whatever the file's size."""
 
+import csv
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -10,6 +12,8 @@ from typing import IO, Any
 
 import fsspec
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from finetune_assets.data.sources.explain import explain_store_errors
 from finetune_assets.errors import UserError
@@ -205,8 +209,6 @@ def _not_an_object(where: str) -> UserError:
 
 def _read_separated(separator: str) -> Callable[[IO[bytes], str], Iterator[tuple[int, str]]]:
     def reader(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
-        import csv
-
         csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than a document
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         rows = csv.DictReader(text, delimiter=separator, strict=True)
@@ -236,8 +238,6 @@ def _read_separated(separator: str) -> Callable[[IO[bytes], str], Iterator[tuple
 
 
 def _read_parquet(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
-    import pyarrow.parquet as pq
-
     line = 0
     for batch in pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS):
         for row in batch.to_pylist():
@@ -247,8 +247,6 @@ def _read_parquet(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
 
 def _read_arrow(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
     """Yield the rows of Arrow files and streams; `datasets` writes streams."""
-    import pyarrow as pa
-
     magic = stream.read(6)
     stream.seek(0)
     if magic == b"ARROW1":
@@ -274,10 +272,6 @@ def _read_document(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
 @contextmanager
 def _explain_damage(uri: str) -> Iterator[None]:
     """Turn errors of the libraries that open files into one that names the file."""
-    import zlib
-
-    import pyarrow as pa
-
     try:
         yield
     except UnicodeDecodeError as error:

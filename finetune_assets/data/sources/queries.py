@@ -7,20 +7,19 @@ import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID
 
+import numpy as np
 import orjson
 import polars as pl
+import pyarrow as pa
 
 from finetune_assets.catalog.sources import Source
 from finetune_assets.data.sources.explain import explain_library_errors
 from finetune_assets.data.sources.values import Rows, number
 from finetune_assets.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ToJson = Callable[[Any], object]
 """What makes JSON of a value of one type."""
@@ -149,11 +148,8 @@ def _distinct(names: list[str], where: str) -> list[str]:
     return names
 
 
-def _to_json(field: "pa.Field", where: str) -> ToJson | None:
+def _to_json(field: pa.Field, where: str) -> ToJson | None:
     """Return what makes JSON of a column's values; None where they are JSON as they are."""
-    import numpy as np
-    import pyarrow as pa
-
     kind, database = field.type, (field.metadata or {}).get(b"POSTGRESQL:type", b"").decode()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         inner = _to_json(kind.value_field, where)
