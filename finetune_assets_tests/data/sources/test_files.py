@@ -20,7 +20,7 @@ ROWS = [{"prompt": "a", "completion": "1"}, {"prompt": "b\nc", "completion": "2"
 
 
 def read(path: Path) -> tuple[list[int], list[dict[str, Any]]]:
-    rows = [row for batch in files.read(str(path)) for row in batch]
+    rows = [row for batch in files.read_rows(str(path)) for row in batch]
     return [line for line, _ in rows], [files.parse(text) for _, text in rows]
 
 
@@ -65,7 +65,7 @@ def test_csv_rows_have_the_line_they_begin_on(tmp_path: Path) -> None:
 def test_nan_and_lone_surrogates_are_survived(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": NaN, "b": "\\ud800x", "c": 123456789012345678901234567890}\n')
-    ((_, text),) = (row for batch in files.read(str(path)) for row in batch)
+    ((_, text),) = (row for batch in files.read_rows(str(path)) for row in batch)
     assert text == '{"a": null, "b": "?x", "c": 123456789012345678901234567890}'
 
 
