@@ -28,29 +28,29 @@ checks. Default: this machine."""
 
 
 def catalog_uri() -> str:
-    """The catalog folder: a path (made absolute) or a URI."""
+    """Return the catalog folder: a path (made absolute) or a URI."""
     return _absolute(os.environ.get(CATALOG_VARIABLE) or "catalog")
 
 
 def storage_uri() -> str:
-    """The artifact root: a path (made absolute) or a URI."""
+    """Return the artifact root: a path (made absolute) or a URI."""
     return _absolute(os.environ.get(STORAGE_VARIABLE) or "storage")
 
 
 def local_state_folder() -> Path:
-    """A folder on this machine's disk for what must be local (SQLite, checkpoints, scratch)."""
+    """Return a folder on this machine's disk for what must be local, such as SQLite and scratch."""
     root = storage_uri()
     return Path("storage").absolute() if "://" in root else Path(root)
 
 
 def mlflow_uri() -> str:
-    """The MLflow tracking URI; SQLite, because the file store is closed to registries."""
+    """Return the MLflow tracking URI: by default SQLite, as the file store takes no registry."""
     configured = os.environ.get(MLFLOW_VARIABLE)
     return configured or f"sqlite:///{local_state_folder() / 'mlflow.db'}"
 
 
 def mlflow_artifact_root() -> str | None:
-    """Where MLflow puts artifacts of a local SQLite store; None leaves it to a tracking server."""
+    """Return where MLflow puts artifacts of a local SQLite store; None leaves it to a server."""
     if not mlflow_uri().startswith("sqlite:"):
         return None
     root = storage_uri()
@@ -58,7 +58,7 @@ def mlflow_artifact_root() -> str | None:
 
 
 def dagster_home() -> Path:
-    """Dagster's instance folder."""
+    """Return Dagster's instance folder."""
     return Path(os.environ.get(DAGSTER_VARIABLE) or ".dagster_home").absolute()
 
 
@@ -81,12 +81,12 @@ def _absolute(location: str) -> str:
 
 
 def device() -> str | None:
-    """Name of the GPU that training will have; None for this machine."""
+    """Return the name of the GPU that training will have; None for this machine."""
     return os.environ.get(DEVICE_VARIABLE) or None
 
 
 def mlflow_ui() -> str:
-    """Address that links to MLflow begin with."""
+    """Return the address that links to MLflow begin with."""
     uri = mlflow_uri()
     default = uri if uri.startswith("http") else "http://localhost:5000"
     return (os.environ.get(MLFLOW_UI_VARIABLE) or default).rstrip("/")

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +38,7 @@ def run(
     """
     from finetune_assets.catalog import load as catalog
 
-    with _readably():
+    with print_user_errors():
         chosen = catalog.names() if every else (names or [])
         if not chosen:
             raise UserError(
@@ -90,7 +92,7 @@ def plan(
     from finetune_assets.commands.plan import plan as make_plan
     from finetune_assets.commands.plan import show
 
-    with _readably():
+    with print_user_errors():
         entry = catalog.load(name)
         made = make_plan(entry, gpu, devices)
         show(entry, made, console)
@@ -121,7 +123,7 @@ def init(
     from finetune_assets.commands.proposal.file import require_free, write
     from finetune_assets.commands.proposal.propose import propose
 
-    with _readably():
+    with print_user_errors():
         if not force:
             require_free(name)
         made = propose(name, origin, query, base)
@@ -205,15 +207,14 @@ def _run_one(name: str, force: bool, backfill: str | None) -> bool:
     return True
 
 
-class _readably:
-    """Print a user's error without a stack of frames."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UserError):
-            console.print(str(error), markup=False, style="red")
-            raise typer.Exit(1) from None
+@contextmanager
+def print_user_errors() -> Iterator[None]:
+    """Print a user's error without a stack of frames, and end with code 1."""
+    try:
+        yield
+    except UserError as error:
+        console.print(str(error), markup=False, style="red")
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

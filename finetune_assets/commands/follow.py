@@ -1,13 +1,14 @@
-"""Following a run on the terminal through Dagster's event log."""
+"""What the terminal shows of a run, as Dagster's event log tells it."""
 
 import logging
 import signal
 import subprocess
 import time
-from typing import Any
+from collections.abc import Mapping
 
 import dagster as dg
 from rich.console import Console
+from rich.markup import escape
 
 from finetune_assets.commands.progress_bar import TrainingBar
 
@@ -15,7 +16,7 @@ POLL_SECONDS = 0.3
 
 
 def follow(
-    instance: dg.DagsterInstance, run_id: str, process: subprocess.Popen, console: Console
+    instance: dg.DagsterInstance, run_id: str, process: subprocess.Popen[bytes], console: Console
 ) -> None:
     """Print what happens until the run's process has ended and all its events are shown.
 
@@ -31,7 +32,7 @@ def follow(
 def _follow(
     instance: dg.DagsterInstance,
     run_id: str,
-    process: subprocess.Popen,
+    process: subprocess.Popen[bytes],
     console: Console,
     bar: TrainingBar,
 ) -> None:
@@ -123,7 +124,7 @@ def _show(entry: dg.EventLogEntry, console: Console, elapsed: float, bar: Traini
         console.print(f"{clock} [red]✗[/red] {event.step_key}\n{_escape(reason)}")
 
 
-def _detail(metadata: dict[str, Any]) -> str:
+def _detail(metadata: Mapping[str, object]) -> str:
     if "dagster/row_count" in metadata:
         return f", {metadata['dagster/row_count']} rows"
     if "validation_loss" in metadata:
@@ -134,6 +135,4 @@ def _detail(metadata: dict[str, Any]) -> str:
 
 
 def _escape(text: str) -> str:
-    from rich.markup import escape
-
     return escape(text.rstrip())

@@ -1,9 +1,9 @@
 """`finetune plan`: what training will need and cost, before anything is run."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import polars as pl
@@ -17,6 +17,7 @@ from finetune_assets.models.planning.need import Counts, target
 from finetune_assets.models.planning.preflight import Plan, preflight
 from finetune_assets.models.planning.shape import Config, folder_config, gguf_config, read
 from finetune_assets.models.planning.tables import GB, duration, memory_rows, suggestion_rows
+from finetune_assets.models.records import TrainingSetRecord
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
 
 SAMPLED = 500
@@ -24,7 +25,7 @@ SAMPLED = 500
 
 
 def plan(entry: Entry, gpu: str | None = None, devices: int | None = None) -> Plan:
-    """What a run will need on a named GPU, on the declared device, or on this machine.
+    """Estimate what a run will need on a named GPU, on the declared device, or on this machine.
 
     Raises:
         UserError: anything of the recipe, the base or the data that would stop a run.
@@ -44,7 +45,7 @@ def plan(entry: Entry, gpu: str | None = None, devices: int | None = None) -> Pl
 
 
 def base_config(entry: Entry) -> Config:
-    """The configuration of the base that a dataset names; its weights are not loaded."""
+    """Return the configuration of the base that a dataset names; its weights are not loaded."""
     from finetune_assets.models.bases.reference import gguf_file, hub_snapshot, local_folder
 
     model = entry.config.base.model
@@ -56,7 +57,7 @@ def base_config(entry: Entry) -> Config:
 
 
 def counted(entry: Entry) -> Counts | None:
-    """Tokens of the newest training set that was made with these token keys, if there is one."""
+    """Count the newest training set that was made with these token keys, if there is one."""
     fs, folder = fsspec.core.url_to_fs(f"{settings.storage_uri()}/training_sets/{entry.name}")
     training = entry.config.training.model_dump(mode="json")
     manifests = (
@@ -65,11 +66,11 @@ def counted(entry: Entry) -> Counts | None:
     )
     same = [m for m in manifests if all(training.get(k) == v for k, v in m.config.items())]
     newest = max(same, key=lambda manifest: manifest.created_at, default=None)
-    return Counts.of(newest.statistics) if newest else None
+    return Counts.of(newest.record(TrainingSetRecord)) if newest else None
 
 
 def sampled(entry: Entry) -> Counts:
-    """Tokens as a run would count them, of some rows of each split, scaled up to all of them."""
+    """Count as a run would some rows of each split, and scale that up to all of them."""
     from finetune_assets.data.splits.rehearsal import rehearse
     from finetune_assets.models.bases.reference import load_tokenizer
     from finetune_assets.models.tokenization.training_set import build
@@ -88,7 +89,7 @@ def sampled(entry: Entry) -> Counts:
             some = rows.bottom_k(SAMPLED, by="id")
             some.write_parquet(splits[name])
             shares[name] = some.height / rows.height
-        counts = build(
+        found = build(
             base,
             splits,
             out,
@@ -96,11 +97,11 @@ def sampled(entry: Entry) -> Counts:
             training=entry.config.training,
             progress=lambda _: None,
         )
-    return _scaled(counts, shares)
+    return _scaled(Counts.of(TrainingSetRecord.model_validate(found)), shares)
 
 
-def _scaled(statistics: dict[str, Any], shares: dict[str, float]) -> Counts:
-    counts, train = Counts.of(statistics), shares["train"]
+def _scaled(counts: Counts, shares: dict[str, float]) -> Counts:
+    train = shares["train"]
     return replace(
         counts,
         rows=round(counts.rows / train),
@@ -152,12 +153,12 @@ def _run_table(made: Plan) -> Table:
     return table
 
 
-def _rows(rows: list[dict[str, Any]]) -> Table:
+def _rows(rows: Sequence[Mapping[str, object]]) -> Table:
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     return table
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return ("✓" if value else "") if isinstance(value, bool) else str(value)

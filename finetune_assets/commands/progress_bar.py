@@ -1,7 +1,6 @@
 """The bar of a training run on a terminal, fed by the observations of Dagster's event log."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -10,7 +9,7 @@ from finetune_assets.models.training.watch import duration
 
 
 class TrainingBar:
-    """Shown below the log from a run's first observation until the step ends.
+    """Bar below the log, from a run's first observation until the step ends.
 
     Where the output is no terminal there is no bar; log lines say the same.
     """
@@ -20,8 +19,9 @@ class TrainingBar:
         self._progress: Progress | None = None
         self._task = TaskID(0)
 
-    def observe(self, asset: str, values: Mapping[str, Any]) -> None:
+    def observe(self, asset: str, observed: Mapping[str, object]) -> None:
         """Move the bar to what an observation of an asset says."""
+        values = {key: value for key, value in observed.items() if isinstance(value, int | float)}
         if "step" not in values or "steps" not in values:
             return
         if self._progress is None:
@@ -47,8 +47,8 @@ class TrainingBar:
             self._progress = None
 
 
-def shown(values: Mapping[str, Any]) -> str:
-    """What stands beside the bar."""
+def shown(values: Mapping[str, float]) -> str:
+    """Return what stands beside the bar."""
     parts = []
     if "train_loss" in values:
         parts.append(f"loss {values['train_loss']:.3f}")

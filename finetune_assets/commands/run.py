@@ -13,11 +13,11 @@ from finetune_assets.defs.partitions import datasets
 from finetune_assets.processes import identity as processes
 
 PROCESS_TAG = "finetune/process"
-"""Process of a run that no daemon watches, so that the next one can tell that it is gone."""
+"""Tag with the process of a run that no daemon watches, so that the next can tell it is gone."""
 
 
 def execute(name: str, run_id: str, force: bool, backfill: str | None = None) -> bool:
-    """Materialize every asset of a dataset; True if the run succeeded."""
+    """Materialize every asset of a dataset; return whether the run succeeded."""
     from finetune_assets.definitions import defs
 
     with dg.DagsterInstance.get() as instance:
@@ -62,6 +62,7 @@ def _free_slots(instance: dg.DagsterInstance) -> None:
 
 
 def main() -> None:
+    """Execute the run that the command line names, as a process of its own."""
     settings.ensure_dagster_home()
     # A TERM ends the run as Ctrl-C does: the worker stops, the run becomes CANCELED.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

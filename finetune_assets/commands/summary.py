@@ -1,33 +1,38 @@
 """What `finetune run` ends with: base against tuned, the decision, and where to look."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
 from finetune_assets import settings
+from finetune_assets.defs.resources import newest_uri
+from finetune_assets.evaluation.results import EvaluationRecord, Scores
+from finetune_assets.models.records import (
+    AdapterRecord,
+    BaseRecord,
+    MergedRecord,
+    TrainingSetRecord,
+)
+from finetune_assets.registry.promotion import RegisteredRecord
 from finetune_assets.storage import artifacts as artifacts
-from finetune_assets.storage.artifacts import Manifest
+from finetune_assets.storage.artifacts import Manifest, Record
 
 
 def print_summary(instance: dg.DagsterInstance, name: str, console: Console) -> None:
     """Print the scores of the newest evaluation and the decision of the registry."""
     evaluation = _newest(instance, "evaluation_reports", name)
     registered = _newest(instance, "registered_models", name)
-    scores = evaluation.statistics["scores"]
-    console.print(_table(f"{name}: {evaluation.statistics['rows']} test rows", scores))
-    for attribute, values in evaluation.statistics["slices"].items():
+    found = evaluation.record(EvaluationRecord)
+    console.print(_table(f"{name}: {found.rows} test rows", found.scores))
+    for attribute, values in found.slices.items():
         for value, part in values.items():
-            title = f"{attribute} = {value}: {part['rows']} rows"
-            console.print(_table(title, part["scores"]))
-    decision = registered.statistics
-    console.print(
-        f"version {decision['version']} [bold]{decision['decision']}[/bold]: {decision['reason']}"
-    )
-    peak = peak_memory(instance, name)
-    console.print(f"largest process: {peak} GB")
+            console.print(_table(f"{attribute} = {value}: {part.rows} rows", part.scores))
+    made = registered.record(RegisteredRecord)
+    console.print(f"version {made.version} [bold]{made.decision}[/bold]: {made.reason}")
+    console.print(f"largest process: {peak_memory(instance, name)} GB")
     console.print(f"report   {Path(artifacts.local_copy(evaluation)) / 'report.html'}")
     console.print(f'model    mlflow.transformers.load_model("models:/{name}@champion")')
     console.print(f"MLflow   {settings.mlflow_ui()}/#/models/{name}")
@@ -35,21 +40,25 @@ def print_summary(instance: dg.DagsterInstance, name: str, console: Console) -> 
 
 
 def peak_memory(instance: dg.DagsterInstance, name: str) -> float:
-    """Largest peak RSS of the worker processes behind the newest artifacts, GB."""
-    assets = ("base_models", "training_sets", "adapters", "merged_models", "evaluation_reports")
-    return max(_newest(instance, a, name).statistics["peak_rss_gb"] for a in assets)
+    """Return the largest peak RSS of the worker processes behind the newest artifacts, in GB."""
+    kinds: dict[str, type[Record]] = {
+        "base_models": BaseRecord,
+        "training_sets": TrainingSetRecord,
+        "adapters": AdapterRecord,
+        "merged_models": MergedRecord,
+        "evaluation_reports": EvaluationRecord,
+    }
+    records = [_newest(instance, asset, name).record(kind) for asset, kind in kinds.items()]
+    return max(record.peak_rss_gb or 0.0 for record in records)
 
 
 def _newest(instance: dg.DagsterInstance, asset: str, name: str) -> Manifest:
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[name]), limit=1
-    ).records
-    materialization = records[0].asset_materialization
-    assert materialization is not None
-    return artifacts.read(str(materialization.metadata["manifest"].value))
+    uri = newest_uri(instance, asset, name)
+    assert uri is not None
+    return artifacts.read(uri)
 
 
-def _table(title: str, scores: dict[str, dict[str, Any]]) -> Table:
+def _table(title: str, scores: Mapping[str, Scores]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     models = list(scores)

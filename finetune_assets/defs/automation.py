@@ -2,7 +2,6 @@
 
 import json
 from datetime import datetime
-from typing import Any
 
 import dagster as dg
 
@@ -25,10 +24,11 @@ finetune_job = dg.define_asset_job(
     description="Keeps the partitions equal to the catalog's files.",
 )
 def catalog_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Add partitions for new dataset files, and remove those whose file is gone."""
     known, declared = set(context.instance.get_dynamic_partitions("datasets")), set(names())
     if known == declared:
         return dg.SkipReason(f"{len(known)} datasets, no change")
-    requests: list[Any] = []
+    requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
     if declared - known:
         requests.append(datasets.build_add_request(sorted(declared - known)))
     if known - declared:
@@ -43,7 +43,7 @@ def catalog_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult |
     description="Retrains a dataset when the content of its source files changes.",
 )
 def changed_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Runs for datasets whose sources differ from what was last materialized.
+    """Request runs for datasets whose sources differ from what was last materialized.
 
     The cursor keeps what can be seen without reading rows (size and time of change of files, row
     counts of queries), so that content is hashed only when that moved. The run key holds the new
@@ -52,7 +52,7 @@ def changed_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
     """
     from finetune_assets.data.sources.sources import glance
 
-    seen: dict[str, Any] = json.loads(context.cursor or "{}")
+    seen: dict[str, dict[str, object]] = json.loads(context.cursor or "{}")
     requests, problems = [], []
     for name in context.instance.get_dynamic_partitions("datasets"):
         try:
@@ -87,6 +87,7 @@ def changed_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
     description="Runs the datasets whose file says `schedule: daily`, `weekly` or `monthly`.",
 )
 def declared_schedules(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+    """Request runs for the datasets that are due on the day of the tick."""
     tick = context.scheduled_execution_time
     return [
         dg.RunRequest(run_key=f"{name}:{tick:%Y-%m-%d}", partition_key=name)
@@ -96,7 +97,7 @@ def declared_schedules(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequ
 
 
 def is_due(schedule: str | None, tick: datetime) -> bool:
-    """Whether a schedule's word means this day."""
+    """Return whether a schedule's word means this day."""
     return (
         schedule == "daily"
         or (schedule == "weekly" and tick.weekday() == 0)
@@ -105,7 +106,7 @@ def is_due(schedule: str | None, tick: datetime) -> bool:
 
 
 def _content(entry: Entry) -> str:
-    """Data version that `raw_datasets` would have now."""
+    """Return the data version that `raw_datasets` would have now."""
     from finetune_assets.data.sources.sources import content_version, pin
 
     with spool_folder() as scratch:
@@ -113,7 +114,7 @@ def _content(entry: Entry) -> str:
 
 
 def _latest_raw(instance: dg.DagsterInstance, name: str) -> tuple[str, int] | None:
-    """Data version and position in the event log of the dataset's newest raw rows."""
+    """Return data version and position in the event log of the dataset's newest raw rows."""
     found = instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=dg.AssetKey("raw_datasets"), asset_partitions=[name]),
         limit=1,

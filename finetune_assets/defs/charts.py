@@ -3,26 +3,32 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from finetune_assets.models.records import AdapterRecord
 
-def training_curves(statistics: Mapping[str, Any]) -> dg.MarkdownMetadataValue:
-    """Training and validation loss over steps, and the learning rate below them."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def training_curves(record: AdapterRecord) -> dg.MarkdownMetadataValue:
+    """Draw training and validation loss over steps, and the learning rate below them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    for name, label in (("train_loss", "training"), ("validation_loss", "validation")):
-        points = statistics[name]
+    curves = {"training": record.train_loss, "validation": record.validation_loss}
+    for label, points in curves.items():
         marker = "." if len(points) <= MARKED else None
         losses.plot([p[0] for p in points], [p[1] for p in points], label=label, marker=marker)
-    if statistics["best_step"]:
-        losses.axvline(statistics["best_step"], linestyle=":", color="grey", linewidth=1)
+    if record.best_step:
+        losses.axvline(record.best_step, linestyle=":", color="grey", linewidth=1)
     losses.set_ylabel("loss (nats per token)")
     losses.legend(frameon=False)
-    points = statistics["learning_rate"]
+    points = record.learning_rate
     rates.plot([p[0] for p in points], [p[1] for p in points], color="grey")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step (dotted: the best validation loss)")
@@ -36,7 +42,7 @@ MARKED = 60
 
 
 def bars(binned: Mapping[str, Sequence[float]], x_label: str) -> dg.MarkdownMetadataValue:
-    """A histogram from its `edges` and `counts`."""
+    """Draw a histogram from its `edges` and `counts`."""
     figure, axes = _figure()
     if binned["counts"]:
         axes.stairs(binned["counts"], binned["edges"], fill=True)
@@ -45,7 +51,7 @@ def bars(binned: Mapping[str, Sequence[float]], x_label: str) -> dg.MarkdownMeta
     return _picture(figure, x_label)
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), dpi=100, layout="constrained")
@@ -54,7 +60,7 @@ def _figure() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _picture(figure: Any, name: str) -> dg.MarkdownMetadataValue:
+def _picture(figure: "Figure", name: str) -> dg.MarkdownMetadataValue:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode()

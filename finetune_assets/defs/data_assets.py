@@ -1,6 +1,7 @@
 """From sources to splits: raw_datasets, prompt_corpora and the three splits."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from finetune_assets.data.splits.split_record import SplitRecord
 from finetune_assets.defs import data_checks, data_metadata, metadata
 from finetune_assets.defs.partitions import OWNER, Force, datasets
 from finetune_assets.defs.progress import RowProgress
-from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, previous, upstream
+from finetune_assets.defs.resources import ArtifactStore, Tracking
+from finetune_assets.defs.steps import CODE_VERSIONS, explain_failures, make
 from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage.artifacts import Manifest
 
@@ -29,9 +31,11 @@ SPLIT_ASSETS = ("train_splits", "validation_splits", "test_splits")
     kinds={"polars", "parquet"},
     code_version=CODE_VERSIONS["raw_datasets"],
 )
-def raw_datasets(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+def raw_datasets(
+    context: dg.AssetExecutionContext, config: Force, store: ArtifactStore, tracking: Tracking
+) -> dg.MaterializeResult:
     """The rows of the dataset's sources as they arrived, each with its file and line."""
-    with failing_readably(), spool_folder() as scratch:
+    with explain_failures(), spool_folder() as scratch:
         from finetune_assets.data.sources import sources
 
         entry = load(context.partition_key)
@@ -51,7 +55,9 @@ def raw_datasets(context: dg.AssetExecutionContext, config: Force) -> dg.Materia
             config={"files": [[p.name, p.sha256, declared[p.source_index].sample] for p in pinned]},
             upstream={},
             force=config.force,
-            work=work,
+            store=store,
+            tracking=tracking,
+            publish=partial(store.publish, work),
         )
     return metadata.result(manifest, reused, data_metadata.raw(manifest))
 
@@ -65,12 +71,14 @@ def raw_datasets(context: dg.AssetExecutionContext, config: Force) -> dg.Materia
     code_version=CODE_VERSIONS["prompt_corpora"],
     check_specs=data_checks.specs("prompt_corpora", data_checks.CORPUS_CHECKS),
 )
-def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+def prompt_corpora(
+    context: dg.AssetExecutionContext, config: Force, store: ArtifactStore, tracking: Tracking
+) -> dg.MaterializeResult:
     """The dataset as clean conversations; what was removed beside them with file, line, reason."""
-    with failing_readably():
+    with explain_failures():
         entry = load(context.partition_key)
-        inputs = upstream(context, "raw_datasets")
-        before = previous(context, "prompt_corpora")
+        inputs = store.upstream(context, "raw_datasets")
+        before = store.previous(context, "prompt_corpora")
 
         def work(manifest: Manifest, out: Path) -> CorpusRecord:
             from finetune_assets.data.corpora.corpus import write_corpus
@@ -95,7 +103,9 @@ def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.Mater
             },
             upstream=inputs,
             force=config.force,
-            work=work,
+            store=store,
+            tracking=tracking,
+            publish=partial(store.publish, work),
         )
         shown = data_metadata.corpus(manifest, before)
         checks = data_checks.corpus(manifest, before, entry.config)
@@ -119,15 +129,17 @@ def prompt_corpora(context: dg.AssetExecutionContext, config: Force) -> dg.Mater
     check_specs=data_checks.specs("test_splits", data_checks.TEST_SPLIT_CHECKS),
     partitions_def=datasets,
 )
-def splits(context: dg.AssetExecutionContext, config: Force) -> Iterator[dg.MaterializeResult]:
+def splits(
+    context: dg.AssetExecutionContext, config: Force, store: ArtifactStore, tracking: Tracking
+) -> Iterator[dg.MaterializeResult]:
     """Divide the corpus so that the same question, or nearly the same, never is in two splits."""
     results = []
-    with failing_readably():
+    with explain_failures():
         from finetune_assets.data.splits.benchmarks import pinned_benchmarks
         from finetune_assets.data.splits.division import Division
 
         entry = load(context.partition_key)
-        inputs = upstream(context, "prompt_corpora")
+        inputs = store.upstream(context, "prompt_corpora")
         folder = artifacts.local_copy(inputs["prompt_corpora"])
         division = Division(folder, entry.config, entry.uri, entry.locate)
         dividing = {
@@ -154,7 +166,9 @@ def splits(context: dg.AssetExecutionContext, config: Force) -> Iterator[dg.Mate
                 config=settings_read,
                 upstream=inputs,
                 force=config.force,
-                work=work,
+                store=store,
+                tracking=tracking,
+                publish=partial(store.publish, work),
             )
             checks = data_checks.test_split(manifest, entry.config) if name == "test_splits" else []
             shown = metadata.result(manifest, reused, data_metadata.split(manifest), checks)

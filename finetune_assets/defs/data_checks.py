@@ -1,25 +1,14 @@
 """Asset checks of the data: what the dataset file's `checks:` and `contamination:` limit."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import dagster as dg
-import fsspec
 
-from finetune_assets import settings
 from finetune_assets.catalog.cleaning import Limit
 from finetune_assets.catalog.config import Dataset
-from finetune_assets.catalog.load import Entry
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.splits.split_record import SplitRecord
-from finetune_assets.defs.metadata import table
-from finetune_assets.models.planning import shape
-from finetune_assets.models.planning.need import Counts, target
-from finetune_assets.models.planning.preflight import Plan, preflight
-from finetune_assets.models.planning.speed import measured
-from finetune_assets.models.planning.tables import memory_rows, suggestion_rows
 from finetune_assets.storage.artifacts import Manifest
 
 CORPUS_CHECKS = {
@@ -32,11 +21,6 @@ CORPUS_CHECKS = {
 TEST_SPLIT_CHECKS = {
     "no_leaked_prompts": "No question, nor one nearly the same, is in more than one split.",
     "no_contamination": "Evaluation rows share few n-grams with training rows, and benchmarks too.",
-}
-TRAINING_SET_CHECKS = {
-    "answers_whole": "No row was cut or dropped to fit the context.",
-    "tokens_with_loss": "Enough of the tokens carry loss.",
-    "fits_the_machine": "Training needs no more memory than its device has, by the estimate.",
 }
 
 
@@ -134,70 +118,3 @@ def test_split(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResult]
             "; ".join(f"{p.contaminated} of {p.rows} {p.of} rows" for p in parts),
         ),
     ]
-
-
-def training_set(
-    manifest: Manifest, config: Dataset, plan: Plan | None
-) -> list[dg.AssetCheckResult]:
-    """Return the checks of a training set; `plan` is None where memory cannot be estimated."""
-    parts = [manifest.statistics[name] for name in ("train", "validation")]
-    cut = sum(p["truncated_rows"] + p["dropped_rows"] for p in parts)
-    rows = cut + sum(p["rows"] - p["truncated_rows"] for p in parts)
-    with_loss, tokens = (sum(p[key] for p in parts) for key in ("tokens_with_loss", "tokens"))
-    share = with_loss / max(1, tokens)
-    least = config.checks.tokens_with_loss
-    error = least.severity == "error"
-    return [
-        limited(
-            "answers_whole",
-            cut / max(1, rows),
-            config.checks.truncated,
-            f"{cut} rows are longer than max_length {config.training.max_length}",
-            {"rows": cut},
-        ),
-        dg.AssetCheckResult(
-            check_name="tokens_with_loss",
-            passed=share >= least.limit,
-            severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
-            description=f"{share:.1%} of {tokens} tokens carry loss (at least {least.limit:.1%})",
-            metadata={"share": round(share, 5), "limit": least.limit},
-        ),
-        fits_the_machine(plan, config.checks.memory),
-    ]
-
-
-def preflight_of(entry: Entry, base: Manifest, training_set: Manifest) -> Plan | None:
-    """Return what training will need; None where the base's architecture is none that is known."""
-    uri, training = f"{base.uri}/config.json", entry.config.training
-    with fsspec.open(uri, "r") as file:
-        config = json.load(file)
-    if not shape.known(config):
-        return None
-    on = target(training, settings.DEVICE_VARIABLE, settings.device(), None)
-    base_shape = shape.read(config, uri)
-    if on.speed is None:
-        on = replace(on, speed=measured(on.hardware, base_shape))
-    return preflight(base_shape, training, on, Counts.of(training_set.statistics))
-
-
-def fits_the_machine(plan: Plan | None, limit: Limit) -> dg.AssetCheckResult:
-    """Return whether the device has the memory; a warning for an architecture that is not known."""
-    name = "fits_the_machine"
-    if plan is None:
-        return dg.AssetCheckResult(
-            check_name=name,
-            passed=True,
-            severity=dg.AssetCheckSeverity.WARN,
-            description="not estimated: the base's architecture is none that is known",
-        )
-    needed, memory = plan.needed.total / 1e9, plan.target.memory / 1e9
-    shown: dict[str, Any] = {"estimate": table(memory_rows(plan))}
-    if plan.suggestions:
-        shown["what_would_fit"] = table(suggestion_rows(plan))
-    return limited(
-        name,
-        needed / memory,
-        limit,
-        f"training needs {needed:.2f} GB of the {memory:.2f} GB of {plan.target.hardware.name}",
-        shown,
-    )

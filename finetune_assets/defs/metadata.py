@@ -1,18 +1,26 @@
 """What the Dagster UI shows of each artifact."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
 from finetune_assets.defs import charts
 from finetune_assets.defs.markdown import masked
+from finetune_assets.evaluation.results import EvaluationRecord, Report, compare_table
+from finetune_assets.models.planning.tables import estimate_table
+from finetune_assets.models.records import (
+    AdapterRecord,
+    BaseRecord,
+    MergedRecord,
+    PlanRecord,
+    TrainingSetRecord,
+)
+from finetune_assets.registry import tracking
+from finetune_assets.registry.promotion import RegisteredRecord
+from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
 
-if TYPE_CHECKING:
-    from finetune_assets.models.planning.preflight import Plan
-
-Metadata = dict[str, Any]
+Metadata = dict[str, dg.MetadataValue | dg.TableSchema | str | int | float | None]
 
 
 def result(
@@ -21,7 +29,7 @@ def result(
     shown: Metadata,
     checks: Sequence[dg.AssetCheckResult] = (),
 ) -> dg.MaterializeResult:
-    """The materialization of an artifact: the same, whether it was made or found."""
+    """Return the materialization of an artifact: the same, whether it was made or found."""
     common: Metadata = {
         "reused": reused,
         "manifest": dg.MetadataValue.path(f"{manifest.uri}/{MANIFEST}"),
@@ -30,8 +38,6 @@ def result(
         "size_mb": round(sum(f.size for f in manifest.files) / 1e6, 2),
     }
     if manifest.mlflow_run_id:
-        from finetune_assets.registry import tracking
-
         url = tracking.run_url(manifest.dataset, manifest.mlflow_run_id)
         common["mlflow_run"] = dg.MetadataValue.url(url)
     if "peak_rss_gb" in manifest.statistics:
@@ -44,118 +50,113 @@ def result(
 
 
 def base(manifest: Manifest) -> Metadata:
-    s = manifest.statistics
+    """Describe a base model."""
+    record = manifest.record(BaseRecord)
     return {
         "model": manifest.config["model"],
-        "architecture": s["architecture"],
-        "parameters": s["parameters"],
-        "context_length": s["context_length"],
-        "stop_tokens": dg.MetadataValue.json(s["stop_tokens"]),
-        "template_fingerprint": s["template_fingerprint"],
+        "architecture": record.architecture,
+        "parameters": record.parameters,
+        "context_length": record.context_length,
+        "stop_tokens": dg.MetadataValue.json(record.stop_tokens),
+        "template_fingerprint": record.template_fingerprint,
     }
 
 
-def training_set(manifest: Manifest) -> Metadata:
-    s = manifest.statistics
-    keys = (
-        "rows",
-        "contexts",
-        "tokens",
-        "tokens_with_loss",
-        "tokens_without_loss",
-        "truncated_rows",
-        "dropped_rows",
-        "longest",
-        "fill",
-    )
-    counts = [{"split": n, **{k: s[n][k] for k in keys}} for n in ("train", "validation")]
-    return {
-        "dagster/row_count": s["train"]["rows"],
-        "counts": table(counts),
-        "tokens_with_loss": s["train"]["tokens_with_loss"],
-        "lengths": charts.bars(s["train"]["lengths"], "tokens of a row (training split)"),
-        "rows_as_the_model_sees_them": dg.MetadataValue.md(masked(s["train"]["preview"])),
-    }
+COUNTED = (
+    "rows",
+    "contexts",
+    "tokens",
+    "tokens_with_loss",
+    "tokens_without_loss",
+    "truncated_rows",
+    "dropped_rows",
+    "longest",
+    "fill",
+)
+"""Columns of a training set's counts, by the names of its record."""
 
 
-def adapter(manifest: Manifest, plan: "Plan | None") -> Metadata:
-    from finetune_assets.models.planning.tables import estimate_table
-
-    s = manifest.statistics
+def training_set(manifest: Manifest, estimate: PlanRecord | None) -> Metadata:
+    """Describe a training set, and what training on it is estimated to need."""
+    record = manifest.record(TrainingSetRecord)
+    train = record.train
+    counts = [
+        {"split": name, **{key: getattr(split, key) for key in COUNTED}}
+        for name, split in (("train", train), ("validation", record.validation))
+    ]
     shown: Metadata = {
-        "validation_loss": s["best_validation_loss"],
-        "best_step": s["best_step"],
-        "steps": s["steps"],
-        "epochs": s["epochs"],
-        "resumed_from_step": s["resumed_from_step"] or 0,
-        "trainable_parameters": s["trainable_parameters"],
-        "tokens_per_second": s["tokens_per_second"],
-        "curves": charts.training_curves(s),
+        "dagster/row_count": train.rows,
+        "counts": table(counts),
+        "tokens_with_loss": train.tokens_with_loss,
+        "lengths": charts.bars(train.lengths.model_dump(), "tokens of a row (training split)"),
+        "rows_as_the_model_sees_them": dg.MetadataValue.md(masked(train.preview)),
     }
-    if plan is not None:
-        shown["estimate_and_actual"] = table(estimate_table(plan.record(), s))
-    if s["samples"]:
-        shown["answers_over_time"] = table(s["samples"])
+    if estimate is not None:
+        shown["estimate"] = dg.MetadataValue.json(estimate.model_dump())
+    return shown
+
+
+def adapter(manifest: Manifest) -> Metadata:
+    """Describe an adapter, and how its training went beside what was expected of it."""
+    record = manifest.record(AdapterRecord)
+    shown: Metadata = {
+        "validation_loss": record.best_validation_loss,
+        "best_step": record.best_step,
+        "steps": record.steps,
+        "epochs": record.epochs,
+        "resumed_from_step": record.resumed_from_step or 0,
+        "trainable_parameters": record.trainable_parameters,
+        "tokens_per_second": record.tokens_per_second,
+        "curves": charts.training_curves(record),
+    }
+    if record.plan is not None:
+        shown["estimate_and_actual"] = table(estimate_table(record.plan, record))
+    if record.samples:
+        shown["answers_over_time"] = table([sample.model_dump() for sample in record.samples])
     return shown | {
-        "kernels": dg.MetadataValue.json(s["kernels"]),
-        "hardware": dg.MetadataValue.json(s["hardware"]),
+        "kernels": dg.MetadataValue.json(record.kernels),
+        "hardware": dg.MetadataValue.json(record.hardware),
         "recipe": dg.MetadataValue.json(manifest.config),
     }
 
 
 def merged(manifest: Manifest) -> Metadata:
-    s = manifest.statistics
+    """Describe a merged model."""
+    record = manifest.record(MergedRecord)
     return {
-        "merged_layers": s["merged_layers"],
-        "stored_dtype": s["stored_dtype"],
-        "max_logit_difference": s["max_logit_difference"],
-        "top_token_disagreements": s["top_token_disagreements"],
-        "positions_compared": s["positions"],
+        "merged_layers": record.merged_layers,
+        "stored_dtype": record.stored_dtype,
+        "max_logit_difference": record.max_logit_difference,
+        "top_token_disagreements": record.top_token_disagreements,
+        "positions_compared": record.positions,
     }
-
-
-def parity(manifest: Manifest) -> dg.AssetCheckResult:
-    """Whether the merged model is the adapter's equal, within rounding of its stored dtype."""
-    from finetune_assets.models.merging.merge import TOLERANCE
-
-    s = manifest.statistics
-    limit = TOLERANCE[s["stored_dtype"]]
-    return dg.AssetCheckResult(
-        check_name="logits_match_adapter",
-        passed=s["relative_difference"] <= limit,
-        description=f"largest logit difference {s['max_logit_difference']:.2e}, "
-        f"{s['relative_difference']:.2e} of the logits' range (limit {limit:.0e})",
-        metadata={"relative_difference": s["relative_difference"], "limit": limit},
-    )
 
 
 def evaluation(manifest: Manifest) -> Metadata:
-    from finetune_assets.evaluation.results import Report, compare_table
-    from finetune_assets.storage import artifacts as artifacts
-
+    """Describe an evaluation: its scores, and where its report is."""
+    record = manifest.record(EvaluationRecord)
     folder = artifacts.local_copy(manifest)
     report = Report.model_validate_json((folder / "report.json").read_text())
-    s = manifest.statistics
     shown: Metadata = {
-        "dagster/row_count": s["rows"],
+        "dagster/row_count": record.rows,
         "scores": dg.MetadataValue.md(compare_table(report)),
         "report": dg.MetadataValue.path(str(folder / "report.html")),
     }
-    for metric, value in s["scores"]["tuned"].items():
-        shown[f"tuned_{metric}"] = float(value)
-        shown[f"base_{metric}"] = float(s["scores"]["base"][metric])
+    for metric, value in record.scores["tuned"].items():
+        shown[f"tuned_{metric}"] = value
+        shown[f"base_{metric}"] = record.scores["base"][metric]
     return shown
 
 
 def registered(manifest: Manifest) -> Metadata:
-    from finetune_assets.registry import tracking
-
-    s = manifest.statistics
+    """Describe a registered version, and how it is loaded."""
+    record = manifest.record(RegisteredRecord)
+    url = tracking.version_url(manifest.dataset, record.version)
     return {
-        "version": int(s["version"]),
-        "decision": s["decision"],
-        "reason": s["reason"],
-        "model_version": dg.MetadataValue.url(tracking.version_url(manifest.dataset, s["version"])),
+        "version": int(record.version),
+        "decision": record.decision,
+        "reason": record.reason,
+        "model_version": dg.MetadataValue.url(url),
         "load_with": dg.MetadataValue.md(
             f'`mlflow.transformers.load_model("models:/{manifest.dataset}@champion")`'
         ),
@@ -166,14 +167,14 @@ SHOWN_IN_CELL = 120
 """Longer text is cut in tables."""
 
 
-def table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
-    """A table of the UI; values that are no scalars are shown as text."""
+def table(rows: Sequence[Mapping[str, object]]) -> dg.TableMetadataValue:
+    """Return a table of the UI; values that are no scalars are shown as text."""
     records = [dg.TableRecord({k: _cell(v) for k, v in row.items()}) for row in rows]
     columns = [dg.TableColumn(name) for name in rows[0]] if rows else []
     return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
 
 
-def _cell(value: Any) -> str | int | float | bool:
+def _cell(value: object) -> str | int | float | bool:
     if isinstance(value, int | float | bool):
         return value
     text = "" if value is None else str(value)

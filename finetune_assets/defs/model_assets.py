@@ -1,203 +1,151 @@
 """From base and splits to a registered model; every one of these runs in a worker process."""
 
-from typing import Any
+from pathlib import Path
 
-import dagster as dg
+import fsspec
 
-from finetune_assets.catalog.load import Entry, load
+from finetune_assets.catalog.config import SqlExecution
+from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.remakes import ADAPTERS, NOTHING, TRAINING_SETS, dump
-from finetune_assets.defs import data_checks, metadata
-from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS, OWNER, Force, datasets
-from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
+from finetune_assets.defs import data_checks, metadata, model_checks
+from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS
+from finetune_assets.defs.resources import ArtifactStore
+from finetune_assets.defs.steps import Inputs, Made, Needs, Page, identify, made_by_worker
 from finetune_assets.errors import UserError
+from finetune_assets.models.bases.reference import gguf_file, local_folder
+from finetune_assets.models.records import AdapterRecord, MergedRecord, TrainingSetRecord
+from finetune_assets.registry.register import opponent
+from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage import checkpoints
+from finetune_assets.storage.artifacts import Manifest
 from finetune_assets.storage.fingerprint import digest
 
 PARITY_PROMPTS = 4
 """Contexts of the validation split that adapter and merged model are compared on."""
 
 
-@dg.asset(
-    partitions_def=datasets,
-    group_name="models",
-    owners=[OWNER],
+@made_by_worker(
+    deps=[],
     kinds={"huggingface", "safetensors"},
-    code_version=CODE_VERSIONS["base_models"],
+    page=lambda made: (metadata.base(made.manifest), ()),
 )
-def base_models(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+def base_models(entry: Entry, inputs: Inputs) -> Needs:
     """The base model, pinned, as safetensors with its tokenizer and chat template."""
-    with failing_readably():
-        entry = load(context.partition_key)
-        settings, paths = _base_config(entry)
-        manifest, reused = make(
-            context,
-            entry,
-            "base_models",
-            config=settings,
-            extra_config=paths,
-            upstream={},
-            force=config.force,
-        )
-    return metadata.result(manifest, reused, metadata.base(manifest))
+    config, paths = _base_config(entry)
+    return Needs(config, inputs, lambda: paths)
 
 
-@dg.asset(
-    deps=["train_splits", "validation_splits", base_models],
-    partitions_def=datasets,
-    group_name="models",
-    owners=[OWNER],
+def _training_set_page(made: Made) -> Page:
+    """Estimate what training will need, unless the adapter that it would make is there."""
+    record, config = made.manifest.record(TrainingSetRecord), made.entry.config
+    made_of = {"training_sets": made.manifest, "base_models": made.inputs["base_models"]}
+    trained = _adapter_of(made.entry, made_of, made.store) if made.reused else None
+    if trained is not None:
+        plan = trained.record(AdapterRecord).plan
+        fits = model_checks.has_fitted(plan)
+    else:
+        estimate = model_checks.preflight_of(made.entry, made_of["base_models"], made.manifest)
+        plan = estimate.record() if estimate else None
+        fits = model_checks.fits_the_machine(estimate, config.checks.memory)
+    checks = [*model_checks.training_set(record, config), fits]
+    return metadata.training_set(made.manifest, plan), checks
+
+
+@made_by_worker(
+    deps=["train_splits", "validation_splits", "base_models"],
     kinds={"huggingface", "parquet"},
-    code_version=CODE_VERSIONS["training_sets"],
-    check_specs=data_checks.specs("training_sets", data_checks.TRAINING_SET_CHECKS),
+    page=_training_set_page,
+    check_specs=data_checks.specs("training_sets", model_checks.TRAINING_SET_CHECKS),
 )
-def training_sets(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+def training_sets(entry: Entry, inputs: Inputs) -> Needs:
     """Tokens and labels in the base's chat template, packed, with loss on assistant turns only."""
-    with failing_readably():
-        entry = load(context.partition_key)
-        made_of = upstream(context, "train_splits", "validation_splits", "base_models")
-        manifest, reused = make(
-            context,
-            entry,
-            "training_sets",
-            config=dump(entry.config.training, TRAINING_SETS),
-            upstream=made_of,
-            force=config.force,
-        )
-        plan = data_checks.preflight_of(entry, made_of["base_models"], manifest)
-    checks = data_checks.training_set(manifest, entry.config, plan)
-    shown = metadata.training_set(manifest)
-    if plan:
-        shown["estimate"] = dg.MetadataValue.json(plan.record())
-    return metadata.result(manifest, reused, shown, checks)
+    return Needs(dump(entry.config.training, TRAINING_SETS), inputs)
 
 
-@dg.asset(
-    deps=[training_sets, base_models],
-    partitions_def=datasets,
-    group_name="models",
-    owners=[OWNER],
+def _adapter_of(entry: Entry, inputs: Inputs, store: ArtifactStore) -> Manifest | None:
+    """Find the adapter of these inputs, if it is there."""
+    identity = identify("adapters", dump(entry.config.training, ADAPTERS), inputs)
+    return store.find("adapters", entry.name, identity)
+
+
+def _adapter_page(made: Made) -> Page:
+    if made.reused:  # what a kill between publication and removal has left
+        checkpoints.remove(made.manifest.fingerprint)
+    return metadata.adapter(made.manifest), ()
+
+
+@made_by_worker(
+    deps=["training_sets", "base_models"],
     kinds={"pytorch", "huggingface"},
+    page=_adapter_page,
     pool=GPU_POOL,
     op_tags=GPU_TAGS,
-    code_version=CODE_VERSIONS["adapters"],
 )
-def adapters(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+def adapters(entry: Entry, inputs: Inputs) -> Needs:
     """The QLoRA adapter with the lowest validation loss, and its training curves."""
-    with failing_readably():
-        entry = load(context.partition_key)
-        training = entry.config.training
-        made_of = upstream(context, "training_sets", "base_models")
-        plan = data_checks.preflight_of(entry, made_of["base_models"], made_of["training_sets"])
-        manifest, reused = make(
-            context,
-            entry,
-            "adapters",
-            config=dump(training, ADAPTERS),
-            extra_config={
-                "checkpointing": plan.checkpointing if plan else None,
-                **dump(training, TRAINING_SETS),
-                **dump(training, NOTHING),
-            },
-            upstream=made_of,
-            force=config.force,
-        )
-        if reused:  # what a kill between publication and removal has left
-            checkpoints.remove(manifest.fingerprint)
-    return metadata.result(manifest, reused, metadata.adapter(manifest, plan))
+    training = entry.config.training
+
+    def extra() -> dict[str, object]:
+        plan = model_checks.preflight_of(entry, inputs["base_models"], inputs["training_sets"])
+        return {
+            "checkpointing": plan.checkpointing if plan else None,
+            "plan": plan.record().model_dump() if plan else None,
+            **dump(training, TRAINING_SETS),
+            **dump(training, NOTHING),
+        }
+
+    return Needs(dump(training, ADAPTERS), inputs, extra)
 
 
-@dg.asset(
-    deps=[adapters, base_models, training_sets],
-    partitions_def=datasets,
-    group_name="models",
-    owners=[OWNER],
+def _merged_page(made: Made) -> Page:
+    record = made.manifest.record(MergedRecord)
+    return metadata.merged(made.manifest), [model_checks.parity(record)]
+
+
+@made_by_worker(
+    deps=["base_models", "adapters", "training_sets"],
     kinds={"pytorch", "safetensors"},
+    page=_merged_page,
     pool=GPU_POOL,
-    code_version=CODE_VERSIONS["merged_models"],
-    check_specs=[
-        dg.AssetCheckSpec(
-            "logits_match_adapter",
-            asset="merged_models",
-            blocking=True,
-            description="On real prompts the merged model's logits are those of base + adapter.",
-        )
-    ],
+    check_specs=[model_checks.PARITY],
 )
-def merged_models(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+def merged_models(entry: Entry, inputs: Inputs) -> Needs:
     """Base and adapter as one model in the base's own precision."""
-    with failing_readably():
-        entry = load(context.partition_key)
-        manifest, reused = make(
-            context,
-            entry,
-            "merged_models",
-            config={"parity_prompts": PARITY_PROMPTS},
-            upstream=upstream(context, "base_models", "adapters", "training_sets"),
-            force=config.force,
-        )
-    return metadata.result(manifest, reused, metadata.merged(manifest), [metadata.parity(manifest)])
+    return Needs({"parity_prompts": PARITY_PROMPTS}, inputs)
 
 
-@dg.asset(
-    deps=[merged_models, adapters, base_models, "test_splits"],
-    partitions_def=datasets,
-    group_name="models",
-    owners=[OWNER],
+@made_by_worker(
+    deps=["base_models", "merged_models", "test_splits", "adapters"],
     kinds={"pytorch", "html"},
+    page=lambda made: (metadata.evaluation(made.manifest), ()),
     pool=GPU_POOL,
     op_tags=GPU_TAGS,
-    code_version=CODE_VERSIONS["evaluation_reports"],
 )
-def evaluation_reports(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+def evaluation_reports(entry: Entry, inputs: Inputs) -> Needs:
     """Base, tuned and champion side by side on the same test rows."""
-    with failing_readably():
-        entry = load(context.partition_key)
-        inputs = upstream(context, "base_models", "merged_models", "test_splits", "adapters")
-        manifest, reused = make(
-            context,
-            entry,
-            "evaluation_reports",
-            config=_evaluation_config(entry),
-            extra_config={"base_name": entry.config.base.model},
-            upstream=inputs | _opponent(entry.name, inputs["merged_models"].data_version),
-            force=config.force,
-        )
-    return metadata.result(manifest, reused, metadata.evaluation(manifest))
+    return Needs(
+        _evaluation_config(entry),
+        inputs | _opponent(entry.name, inputs["merged_models"].data_version),
+        lambda: {"base_name": entry.config.base.model},
+    )
 
 
-@dg.asset(
-    deps=[merged_models, evaluation_reports],
-    partitions_def=datasets,
-    group_name="models",
-    owners=[OWNER],
+@made_by_worker(
+    deps=["merged_models", "evaluation_reports"],
     kinds={"mlflow"},
-    code_version=CODE_VERSIONS["registered_models"],
+    page=lambda made: (metadata.registered(made.manifest), ()),
 )
-def registered_models(context: dg.AssetExecutionContext, config: Force) -> dg.MaterializeResult:
+def registered_models(entry: Entry, inputs: Inputs) -> Needs:
     """The model's version in MLflow: `challenger`, and `champion` if it is the better one."""
-    with failing_readably():
-        entry = load(context.partition_key)
-        manifest, reused = make(
-            context,
-            entry,
-            "registered_models",
-            config=entry.config.promotion.model_dump(),
-            upstream=upstream(context, "merged_models", "evaluation_reports"),
-            force=config.force,
-        )
-    return metadata.result(manifest, reused, metadata.registered(manifest))
+    return Needs(entry.config.promotion.model_dump(), inputs)
 
 
-def _base_config(entry: Entry) -> tuple[dict[str, Any], dict[str, Any]]:
+def _base_config(entry: Entry) -> tuple[dict[str, object], dict[str, object]]:
     """What identifies the base, and where it is.
 
     Files are told apart by size and time of change; a false alarm costs a copy, after which the
     data version, a hash of the weights, is what it was.
     """
-    from pathlib import Path
-
-    from finetune_assets.models.bases.reference import gguf_file, local_folder
-
     model, template = entry.config.base.model, entry.config.base.chat_template
     files: list[Path] = []
     if model.startswith("package:"):
@@ -214,9 +162,7 @@ def _base_config(entry: Entry) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def _evaluation_config(entry: Entry) -> dict[str, Any]:
-    from finetune_assets.catalog.config import SqlExecution
-
+def _evaluation_config(entry: Entry) -> dict[str, object]:
     evaluation = entry.config.evaluation
     scripts = [
         _text(entry.locate(m.database), entry.uri, "evaluation.metrics.database")
@@ -233,10 +179,7 @@ def _evaluation_config(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _opponent(dataset: str, merged_data_version: str) -> dict[str, Any]:
-    from finetune_assets.registry.register import opponent
-    from finetune_assets.storage import artifacts as artifacts
-
+def _opponent(dataset: str, merged_data_version: str) -> Inputs:
     champion = opponent(dataset, merged_data_version)
     if champion is None:
         return {}
@@ -252,8 +195,6 @@ def _opponent(dataset: str, merged_data_version: str) -> dict[str, Any]:
 
 
 def _text(uri: str, where: str, key: str) -> str:
-    import fsspec
-
     try:
         with fsspec.open(uri, "r") as file:
             return file.read()  # pyright: ignore

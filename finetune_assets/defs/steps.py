@@ -1,19 +1,23 @@
 """How every asset is made: fingerprint, reuse, MLflow run, work, manifest."""
 
+import inspect
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
-from finetune_assets.catalog.load import Entry
+from finetune_assets.catalog.load import Entry, load
+from finetune_assets.defs import metadata
+from finetune_assets.defs.metadata import Metadata
+from finetune_assets.defs.partitions import OWNER, Force, datasets
+from finetune_assets.defs.resources import ArtifactStore, Tracking
 from finetune_assets.errors import UserError
-from finetune_assets.storage import artifacts as artifacts
-from finetune_assets.storage.artifacts import MANIFEST, Manifest, Record
+from finetune_assets.launch.launcher import Launcher
+from finetune_assets.storage.artifacts import MANIFEST, Manifest
 from finetune_assets.storage.fingerprint import fingerprint, library_versions
 from finetune_assets.storage.job import Job
 
@@ -42,34 +46,27 @@ LIBRARIES = {
 }
 """Libraries whose release can change a task's result."""
 
-Work = Callable[[Manifest, Path], Record]
-
 
 def make(
     context: dg.AssetExecutionContext,
     entry: Entry,
     asset: str,
     *,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     upstream: Mapping[str, Manifest],
     force: bool,
-    work: Work | None = None,
-    extra_config: Mapping[str, Any] | None = None,
+    store: ArtifactStore,
+    tracking: Tracking,
+    publish: Callable[[Manifest], None],
 ) -> tuple[Manifest, bool]:
-    """The artifact of an asset, and whether it was there already.
+    """Return the artifact of an asset, and whether it was there already.
 
     Args:
         config: what the result depends on; part of the fingerprint.
-        extra_config: what the worker needs besides (paths), not part of the fingerprint.
-        work: makes the artifact in this process; without it a worker process does.
-
-    Raises:
-        dagster.Failure: something a user can mend.
+        publish: makes and publishes the artifact of a manifest, in this process or another.
     """
-    versions = {name: m.data_version for name, m in upstream.items()}
-    libraries = library_versions(*LIBRARIES.get(asset, ()))
-    identity = fingerprint(asset, CODE_VERSIONS[asset], config, versions, libraries)
-    if not force and (found := artifacts.find(asset, entry.name, identity)):
+    identity = identify(asset, config, upstream)
+    if not force and (found := store.find(asset, entry.name, identity)):
         context.log.info(f"reusing {found.uri}: inputs, configuration and code are unchanged")
         return found, True
     manifest = Manifest(
@@ -77,160 +74,148 @@ def make(
         dataset=entry.name,
         fingerprint=identity,
         data_version=identity,
-        upstream=versions,
+        upstream=_versions(upstream),
         config=dict(config),
         code_version=CODE_VERSIONS[asset],
         git_commit=git_commit(),
-        libraries=libraries,
+        libraries=_libraries(asset),
     )
-    with tracked(context, manifest):
-        _record_inputs(manifest, upstream)
-        if work is not None:
-            with artifacts.writing(manifest) as out:
-                record = work(manifest, out)
-                manifest.statistics = record.model_dump(mode="json", exclude_unset=True)
-        else:
-            job = Job(
-                manifest=manifest,
-                inputs={name: f"{m.uri}/{MANIFEST}" for name, m in upstream.items()},
-                config={**config, **(extra_config or {})},
-                where=entry.uri,
-                dagster_run_id=context.run.run_id,
-            )
-            run_worker(context, asset, job)
-        made = artifacts.read(f"{manifest.uri}/{MANIFEST}")
-        _record(made)
+    with tracking.follow(context, manifest, upstream):
+        publish(manifest)
+        made = store.read(f"{manifest.uri}/{MANIFEST}")
+        tracking.record(made)
     return made, False
 
 
-def run_worker(context: dg.AssetExecutionContext, asset: str, job: Job) -> None:
-    """Make an artifact in a process group of its own."""
-    from finetune_assets.launch.process_group import ProcessGroupClient
+Inputs = dict[str, Manifest]
+"""Upstream artifacts by asset."""
 
-    ProcessGroupClient().run(
-        context,
-        command=[sys.executable, "-m", "finetune_assets.launch.worker", asset],
-        extras=job.model_dump(mode="json"),
+
+@dataclass(frozen=True)
+class Needs:
+    """What one artifact is made from."""
+
+    config: Mapping[str, object]
+    """What the result depends on; part of the fingerprint."""
+    inputs: Inputs
+    extra: Callable[[], Mapping[str, object]] = dict
+    """Gives what the worker is told besides, which is no part of the fingerprint; called only if a
+    worker is started."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact that was made, or found because it was made before."""
+
+    manifest: Manifest
+    reused: bool
+    entry: Entry
+    inputs: Inputs
+    store: ArtifactStore
+
+
+Page = tuple[Metadata, Sequence[dg.AssetCheckResult]]
+"""What the page of an asset shows, and what its checks found."""
+
+
+def made_by_worker(
+    *,
+    deps: Sequence[str],
+    kinds: set[str],
+    page: Callable[[Made], Page],
+    pool: str | None = None,
+    op_tags: Mapping[str, object] | None = None,
+    check_specs: Sequence[dg.AssetCheckSpec] = (),
+) -> Callable[[Callable[[Entry, Inputs], Needs]], dg.AssetsDefinition]:
+    """Turn a function that says what an artifact needs into the asset that a worker makes of it.
+
+    The function's name and docstring become those of the asset.
+    """
+
+    def decorate(needs_of: Callable[[Entry, Inputs], Needs]) -> dg.AssetsDefinition:
+        name = needs_of.__name__
+
+        @dg.asset(
+            name=name,
+            description=inspect.getdoc(needs_of),
+            deps=deps,
+            partitions_def=datasets,
+            group_name="models",
+            owners=[OWNER],
+            kinds=kinds,
+            pool=pool,
+            op_tags=op_tags,
+            code_version=CODE_VERSIONS[name],
+            check_specs=check_specs,
+        )
+        def asset(
+            context: dg.AssetExecutionContext,
+            config: Force,
+            launcher: Launcher,
+            store: ArtifactStore,
+            tracking: Tracking,
+        ) -> dg.MaterializeResult:
+            with explain_failures():
+                entry = load(context.partition_key)
+                needs = needs_of(entry, store.upstream(context, *deps))
+                manifest, reused = make(
+                    context,
+                    entry,
+                    name,
+                    config=needs.config,
+                    upstream=needs.inputs,
+                    force=config.force,
+                    store=store,
+                    tracking=tracking,
+                    publish=partial(_launch, launcher, context, entry, needs),
+                )
+                shown, checks = page(Made(manifest, reused, entry, needs.inputs, store))
+            return metadata.result(manifest, reused, shown, checks)
+
+        return asset
+
+    return decorate
+
+
+def _launch(
+    launcher: Launcher,
+    context: dg.AssetExecutionContext,
+    entry: Entry,
+    needs: Needs,
+    manifest: Manifest,
+) -> None:
+    """Have a worker make and publish the artifact of a manifest."""
+    job = Job(
+        manifest=manifest,
+        inputs={asset: f"{made.uri}/{MANIFEST}" for asset, made in needs.inputs.items()},
+        config={**needs.config, **needs.extra()},
+        where=entry.uri,
+        dagster_run_id=context.run.run_id,
     )
+    launcher.launch(context, manifest.asset, job)
+
+
+def identify(asset: str, config: Mapping[str, object], upstream: Mapping[str, Manifest]) -> str:
+    """Return the fingerprint of what an asset makes from these inputs with this code."""
+    versions = _versions(upstream)
+    return fingerprint(asset, CODE_VERSIONS[asset], config, versions, _libraries(asset))
+
+
+def _versions(upstream: Mapping[str, Manifest]) -> dict[str, str]:
+    return {name: manifest.data_version for name, manifest in upstream.items()}
+
+
+def _libraries(asset: str) -> dict[str, str]:
+    return library_versions(*LIBRARIES.get(asset, ()))
 
 
 @contextmanager
-def tracked(context: dg.AssetExecutionContext, manifest: Manifest) -> Iterator[None]:
-    """One MLflow run around the work; its status is what really happened."""
-    from dagster._core.errors import DagsterExecutionInterruptedError
-
-    from finetune_assets.registry import tracking
-
-    run = context.run
-    run_id = tracking.start_run(
-        manifest.dataset,
-        manifest.asset,
-        run.root_run_id or run.run_id,
-        {
-            "dagster.run_id": run.run_id,
-            "finetune.fingerprint": manifest.fingerprint,
-            "finetune.git_commit": manifest.git_commit or "",
-            **{f"finetune.upstream.{k}": v for k, v in manifest.upstream.items()},
-        },
-    )
-    manifest.mlflow_run_id = run_id
-    context.log.info(f"MLflow run: {tracking.run_url(manifest.dataset, run_id)}")
-    try:
-        yield
-    except (DagsterExecutionInterruptedError, KeyboardInterrupt):
-        tracking.finish_run(run_id, "KILLED")
-        raise
-    except UserError as error:
-        tracking.finish_run(run_id, "FAILED")
-        raise dg.Failure(description=str(error), allow_retries=False) from None
-    except BaseException:
-        tracking.finish_run(run_id, "FAILED")
-        raise
-    tracking.finish_run(run_id, "FINISHED")
-
-
-@contextmanager
-def failing_readably() -> Iterator[None]:
+def explain_failures() -> Iterator[None]:
     """Turn a user's error into a Dagster failure without a stack of frames."""
     try:
         yield
     except UserError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
-
-
-def upstream(context: dg.AssetExecutionContext, *assets: str) -> dict[str, Manifest]:
-    """Manifests of the newest materializations of these assets for this dataset."""
-    return {asset: _newest(context, asset) for asset in assets}
-
-
-def previous(context: dg.AssetExecutionContext, asset: str) -> Manifest | None:
-    """Manifest of what this asset was before; None if it never was, or its files are gone."""
-    uri = _newest_uri(context, asset)
-    try:
-        return artifacts.read(uri) if uri else None
-    except UserError as error:
-        context.log.warning(f"no comparison with the last materialization: {error}")
-        return None
-
-
-def _newest(context: dg.AssetExecutionContext, asset: str) -> Manifest:
-    uri = _newest_uri(context, asset)
-    if uri is None:
-        raise UserError(
-            f"{asset} of '{context.partition_key}'",
-            "it was never materialized",
-            f"materialize {asset} first",
-        )
-    return artifacts.read(uri)
-
-
-def _newest_uri(context: dg.AssetExecutionContext, asset: str) -> str | None:
-    partition = context.partition_key
-    found = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
-    ).records
-    materialization = found[0].asset_materialization if found else None
-    return str(materialization.metadata["manifest"].value) if materialization else None
-
-
-def _record_inputs(manifest: Manifest, upstream: Mapping[str, Manifest]) -> None:
-    """Tell MLflow, before the work begins, which data it reads."""
-    from finetune_assets.registry import tracking
-
-    assert manifest.mlflow_run_id is not None
-    if upstream:
-        tracking.log_inputs(
-            manifest.mlflow_run_id,
-            {
-                asset: {
-                    "name": f"{asset}/{manifest.dataset}",
-                    "digest": made.data_version,
-                    "uri": made.uri,
-                    "profile": {k: v for k, v in made.statistics.items() if isinstance(v, int)},
-                }
-                for asset, made in upstream.items()
-            },
-        )
-
-
-def _record(manifest: Manifest) -> None:
-    """Tell MLflow what was read and what came out."""
-    from finetune_assets.registry import tracking
-
-    assert manifest.mlflow_run_id is not None
-    tracking.log_parameters(manifest.mlflow_run_id, manifest.config)
-    tracking.set_tags(
-        manifest.mlflow_run_id,
-        {"finetune.data_version": manifest.data_version, "finetune.artifact": manifest.uri},
-    )
-    numbers = {
-        key: float(value)
-        for key, value in manifest.statistics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    # At the last step, where a series of the same name ends.
-    last = int(numbers.get("steps", 0))
-    tracking.log_metrics(manifest.mlflow_run_id, numbers | {"seconds": manifest.seconds}, last)
 
 
 @cache

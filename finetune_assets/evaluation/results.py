@@ -3,7 +3,9 @@
 import math
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import JsonValue, model_validator
+
+from finetune_assets.storage.artifacts import Record, RecordPart
 
 LOWER_IS_BETTER: frozenset[str] = frozenset({"loss", "perplexity", "runaway"})
 """Metrics of which less is better; of every other metric more is."""
@@ -17,18 +19,14 @@ Scores = dict[str, float]
 Verdict = Literal["better", "worse", "same"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-
-class Slice(_Record):
+class Slice(RecordPart):
     """The test rows that share one value of an attribute."""
 
     rows: int
     scores: dict[ModelName, Scores]
 
 
-class Sample(_Record):
+class Sample(RecordPart):
     """One test row: what was asked, what was expected, what each model answered."""
 
     id: str
@@ -43,7 +41,20 @@ class Sample(_Record):
     """False for a runaway: the model was cut off at the limit of new tokens."""
 
 
-class Report(_Record):
+class EvaluationRecord(Record):
+    """The numbers of a report, for whom its text is not needed."""
+
+    rows: int
+    """Test rows that answers were generated for."""
+    rows_with_loss: int
+    """Test rows behind loss and perplexity."""
+    scores: dict[ModelName, Scores]
+    slices: dict[str, dict[str, Slice]]
+    """Attribute name to attribute value to slice."""
+    hardware: dict[str, JsonValue]
+
+
+class Report(RecordPart):
     """Base against tuned, and against the champion if there is one, on the same test rows."""
 
     dataset: str

@@ -12,6 +12,9 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.pipes.context import PipesMessageHandler
+from dagster_pipes import PipesMessage, PipesParams
+from pydantic import JsonValue
 
 from finetune_assets.errors import UserError
 from finetune_assets.launch.reporter import OBSERVATION
@@ -28,23 +31,28 @@ ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""Of glibc: activations of megabytes are taken from memory that the process keeps. By default each
-is given back to the system when it is freed, and every page is cleared anew: a tenth of a step. The
-forward and the backward pass, which are two threads, share one heap, of pages of 2 MB where the
-system has them: another tenth, and no memory that is free in one heap and missing in the other."""
+"""Settings of glibc for workers: activations of megabytes are taken from memory that the process
+keeps. By default each is given back to the system when it is freed, and every page is cleared anew:
+a tenth of a step. The forward and the backward pass, which are two threads, share one heap, of
+pages of 2 MB where the system has them: another tenth, and no memory that is free in one heap and
+missing in the other."""
 
 THREADS = {"GOMP_SPINCOUNT": "10000"}
-"""Of OpenMP: idle threads look for work some 0.1 ms before they sleep. Those that sleep at once
-make a step a fifth longer, as it is thousands of short operations; those that never sleep make it
-ten times as long as soon as another process wants the cores."""
+"""Settings of OpenMP for workers: idle threads look for work some 0.1 ms before they sleep. Those
+that sleep at once make a step a fifth longer, as it is thousands of short operations; those that
+never sleep make it ten times as long as soon as another process wants the cores."""
+
+
+Message = Mapping[str, Any]
+"""Custom Pipes message: what a worker reports, as JSON values."""
 
 
 class WorkerFailed(Exception):
-    """A worker ended with a non-zero code; the message says what to do about it."""
+    """Raised when a worker ended with a non-zero code; the message says what to do about it."""
 
 
 class ProcessGroupClient:
-    """Runs a command in a session of its own, with Pipes messages streaming back live."""
+    """Client that runs a command in a session of its own; its Pipes messages arrive live."""
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self.grace_seconds = grace_seconds
@@ -53,9 +61,9 @@ class ProcessGroupClient:
         self,
         context: dg.AssetExecutionContext,
         command: Sequence[str],
-        extras: Mapping[str, Any],
+        extras: Mapping[str, object],
         environment: Mapping[str, str] | None = None,
-    ) -> Sequence[Mapping[str, Any]]:
+    ) -> Sequence[Message]:
         """Run to the end and return the custom messages that the worker reported.
 
         Raises:
@@ -110,26 +118,29 @@ class ProcessGroupClient:
 
 
 class ObservingReader(dg.PipesTempFileMessageReader):
-    """Turns a worker's observations into events of the asset while the worker runs."""
+    """Reader that turns a worker's observations into events of the asset while it runs."""
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         super().__init__()
         self._context = context
 
     @contextlib.contextmanager
-    def read_messages(self, handler: Any) -> Iterator[Any]:
-        def handle(message: Mapping[str, Any]) -> None:
+    def read_messages(self, handler: PipesMessageHandler) -> Iterator[PipesParams]:
+        """Read messages in a thread until the block ends."""
+
+        def handle(message: PipesMessage) -> None:
             payload = (message["params"] or {}).get("payload")
             if isinstance(payload, Mapping) and OBSERVATION in payload:
                 self._observe(payload[OBSERVATION])
             else:
                 passed_on(message)
 
-        passed_on, handler.handle_message = handler.handle_message, handle
+        passed_on = handler.handle_message
+        handler.handle_message = handle  # type: ignore[method-assign]
         with super().read_messages(handler) as params:
             yield params
 
-    def _observe(self, values: Mapping[str, Any]) -> None:
+    def _observe(self, values: Mapping[str, JsonValue]) -> None:
         self._context.log_event(
             dg.AssetObservation(
                 self._context.asset_key, partition=self._context.partition_key, metadata=values
@@ -150,10 +161,15 @@ def _forward(process: subprocess.Popen[str], tail: deque[str]) -> None:
             tail.append(line)
 
 
-def _raise_for(code: int, messages: Sequence[Mapping[str, Any]], tail: deque[str]) -> None:
+def raise_reported(messages: Sequence[Message]) -> None:
+    """Raise the UserError that a worker has reported among its custom messages, if it has."""
     for message in messages:
         if "error" in message:
             raise UserError(**message["error"])
+
+
+def _raise_for(code: int, messages: Sequence[Message], tail: deque[str]) -> None:
+    raise_reported(messages)
     if code == 0:
         return
     last = "".join(tail).strip() or "(nothing on stderr)"

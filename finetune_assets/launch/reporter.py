@@ -2,21 +2,22 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from dagster_pipes import PipesContext
 
+from finetune_assets.registry import tracking
+
 FLUSH_SECONDS = 2.0
-"""Between writes of metrics to MLflow; a write takes longer than a step of a small model."""
+"""Time between writes of metrics to MLflow; one takes longer than a step of a small model."""
 OBSERVATION = "observation"
 """Key of a Pipes message that becomes an observation of the asset, while the worker runs."""
 
 
 class Reporter:
-    """Live reports to Dagster (log lines, observations) and to MLflow (metrics, files)."""
+    """A worker's live reports: log lines and events to Dagster, metrics and files to MLflow."""
 
     def __init__(self, pipes: PipesContext, mlflow_run_id: str | None) -> None:
         self._pipes, self._mlflow_run_id = pipes, mlflow_run_id
@@ -26,14 +27,15 @@ class Reporter:
         self._lock = threading.Lock()
 
     def log(self, message: str) -> None:
+        """Write a line for people into Dagster's log."""
         self._pipes.log.info(message)
 
-    def observe(self, values: dict[str, Any]) -> None:
-        """A structured event on the asset's page."""
+    def observe(self, values: Mapping[str, object]) -> None:
+        """Put a structured event on the asset's page; values are JSON values."""
         self._pipes.report_custom_message({OBSERVATION: values})
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """At once outside `tracking`, soon within it."""
+        """Log metrics of a step to MLflow: at once outside `tracking`, soon within it."""
         with self._lock:
             self._waiting.append((int(time.time() * 1000), step, values))
         if not hasattr(self, "_thread"):
@@ -42,13 +44,11 @@ class Reporter:
     def file(self, path: Path) -> None:
         """Keep a copy of a file with the MLflow run, where a browser can open it."""
         if self._mlflow_run_id:
-            from finetune_assets.registry import tracking
-
             tracking.client().log_artifact(self._mlflow_run_id, str(path))
 
     @contextmanager
-    def tracking(self, config: dict[str, Any]) -> Iterator[None]:
-        """Within the block, MLflow has the configuration, system metrics, and metrics live.
+    def tracking(self, config: Mapping[str, object]) -> Iterator[None]:
+        """Give MLflow the configuration, and within the block system metrics and live metrics.
 
         MLflow's import and the first calls run beside the work.
         """
@@ -67,10 +67,8 @@ class Reporter:
             self._thread.join()
             del self._thread
 
-    def _follow(self, run_id: str, config: dict[str, Any], ended: threading.Event) -> None:
-        from finetune_assets.registry import tracking
-
-        tracking.client().log_dict(run_id, config, "recipe.json")
+    def _follow(self, run_id: str, config: Mapping[str, object], ended: threading.Event) -> None:
+        tracking.client().log_dict(run_id, dict(config), "recipe.json")
         self._logged = tracking.logged_steps(run_id)
         with tracking.system_metrics(run_id):
             while not ended.wait(FLUSH_SECONDS):
@@ -78,8 +76,6 @@ class Reporter:
         self._flush()
 
     def _flush(self) -> None:
-        from finetune_assets.registry import tracking
-
         with self._lock:
             waiting, self._waiting = self._waiting, []
         points = [(at, step, self._new(values, step)) for at, step, values in waiting]

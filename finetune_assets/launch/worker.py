@@ -10,42 +10,50 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from dagster_pipes import open_dagster_pipes
 
+from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
+from finetune_assets.evaluation.results import EvaluationRecord
 from finetune_assets.launch.reporter import Reporter
+from finetune_assets.models.records import (
+    AdapterRecord,
+    BaseRecord,
+    MergedRecord,
+    TrainingSetRecord,
+)
 from finetune_assets.processes.identity import end_with_parent
+from finetune_assets.registry.promotion import RegisteredRecord
 from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage import checkpoints
-from finetune_assets.storage.fingerprint import digest
+from finetune_assets.storage.artifacts import Record
+from finetune_assets.storage.fingerprint import digest, file_digest
 from finetune_assets.storage.job import PARENT, Job
 
 
-def base_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+def base_models(job: Job, out: Path, report: Reporter) -> BaseRecord:
+    """Write the base model; its data version is the hash of its files."""
     from finetune_assets.models.bases.prepare import prepare
 
     template = job.config.get("chat_template")
-    statistics = prepare(job.config["model"], Path(template) if template else None, out, job.where)
+    found = prepare(job.config["model"], Path(template) if template else None, out, job.where)
     names = sorted(p for p in out.iterdir() if p.is_file())
-    from finetune_assets.storage.fingerprint import file_digest
-
     job.manifest.data_version = digest({p.name: file_digest(p) for p in names})
-    return statistics
+    return BaseRecord.model_validate(found)
 
 
-def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+def training_sets(job: Job, out: Path, report: Reporter) -> TrainingSetRecord:
+    """Tokenise and pack the splits, in a process that never loads torch."""
     # Tokenizers need no torch, whose import takes 3 s and 280 MB; None forbids it.
     sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # of which one is that there is no torch
-    from finetune_assets.catalog.training import Training
     from finetune_assets.models.tokenization.training_set import build
 
     splits = {
         name: job.folder(f"{name}_splits") / "rows.parquet" for name in ("train", "validation")
     }
-    return build(
+    found = build(
         job.folder("base_models"),
         splits,
         out,
@@ -53,16 +61,17 @@ def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
         training=Training.model_validate(job.config),
         progress=report.log,
     )
+    return TrainingSetRecord.model_validate(found)
 
 
-def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
-    from finetune_assets.catalog.training import Training
+def adapters(job: Job, out: Path, report: Reporter) -> AdapterRecord:
+    """Train, or go on training; the record keeps what the run was expected to need."""
     from finetune_assets.models.planning.hardware import this_machine
     from finetune_assets.models.runs.train import train
     from finetune_assets.models.training.passthrough import require_valid
     from finetune_assets.models.training.task import Request
 
-    checkpointing = job.config.pop("checkpointing")
+    checkpointing, plan = job.config.pop("checkpointing"), job.config.pop("plan")
     training = Training.model_validate(job.config)
     training.arguments = require_valid(training.arguments, job.where)
     request = Request(
@@ -72,32 +81,35 @@ def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
         fingerprint=job.manifest.fingerprint,
         training=training,
         checkpointing=checkpointing,
-        in_order=not job.input("training_sets").statistics.get("shuffle", True),
+        in_order=not job.input("training_sets").record(TrainingSetRecord).shuffle,
     )
     with report.tracking(training.model_dump(mode="json")):
-        return train(request, this_machine(), report)
+        found = train(request, this_machine(), report)
+    return AdapterRecord.model_validate({**found, "plan": plan} if plan else found)
 
 
-def merged_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+def merged_models(job: Job, out: Path, report: Reporter) -> MergedRecord:
+    """Merge, and compare the logits of a few real prompts."""
     from finetune_assets.models.merging.merge import merge, parity, stored_dtype
     from finetune_assets.models.tokenization.contexts import Contexts
 
     base, adapter = job.folder("base_models"), job.folder("adapters")
-    statistics = merge(base, adapter, out)
-    report.log(f"merged {statistics['merged_layers']} adapted layers; comparing logits")
+    found = merge(base, adapter, out)
+    report.log(f"merged {found['merged_layers']} adapted layers; comparing logits")
     contexts = Contexts.open(job.folder("training_sets"), "validation")
     prompts = [c.input_ids[:256].tolist() for c in contexts[: job.config["parity_prompts"]]]
-    statistics |= parity(base, adapter, out, prompts)
-    return statistics | {"stored_dtype": stored_dtype(out)}
+    found |= parity(base, adapter, out, prompts)
+    return MergedRecord.model_validate({**found, "stored_dtype": stored_dtype(out)})
 
 
-def evaluation_reports(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+def evaluation_reports(job: Job, out: Path, report: Reporter) -> EvaluationRecord:
+    """Evaluate base, tuned and champion, and keep the report where MLflow's users look."""
     from finetune_assets.evaluation.evaluate import evaluate
 
     models = {"base": job.folder("base_models"), "tuned": job.folder("merged_models")}
     if "champion" in job.inputs:
         models["champion"] = job.folder("champion")
-    statistics = evaluate(
+    found = evaluate(
         models,
         job.folder("test_splits") / "rows.parquet",
         out,
@@ -110,16 +122,17 @@ def evaluation_reports(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
         metrics=report.metrics,
     )
     report.file(out / "report.html")
-    return statistics
+    return EvaluationRecord.model_validate(found)
 
 
-def registered_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
+def registered_models(job: Job, out: Path, report: Reporter) -> RegisteredRecord:
+    """Register the merged model, and decide whether it becomes the champion."""
     from finetune_assets.registry.register import register
 
     return register(job, out, report.log)
 
 
-TASKS: dict[str, Callable[[Job, Path, Reporter], dict[str, Any]]] = {
+TASKS: dict[str, Callable[[Job, Path, Reporter], Record]] = {
     "base_models": base_models,
     "training_sets": training_sets,
     "adapters": adapters,
@@ -142,8 +155,8 @@ def main() -> None:
         report = Reporter(pipes, job.manifest.mlflow_run_id)
         try:
             with artifacts.writing(job.manifest) as out:
-                job.manifest.statistics = task(job, out, report)
-                job.manifest.statistics["peak_rss_gb"] = peak_rss_gb()
+                record = task(job, out, report).model_copy(update={"peak_rss_gb": peak_rss_gb()})
+                job.manifest.statistics = record.model_dump(mode="json", exclude_unset=True)
             if task is adapters:
                 checkpoints.remove(job.manifest.fingerprint)
         except UserError as error:
@@ -155,7 +168,10 @@ def main() -> None:
 
 
 def peak_rss_gb() -> float:
-    """Largest resident memory of this process so far, in GB (ru_maxrss is in KiB on Linux)."""
+    """Return the largest resident memory of this process so far, in GB.
+
+    Linux counts it in KiB.
+    """
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
 
 

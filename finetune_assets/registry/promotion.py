@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_assets.evaluation.results import LOWER_IS_BETTER
+from finetune_assets.storage.artifacts import Record
 
 
 @dataclass(frozen=True)
 class Decision:
+    """What becomes of a challenger, and why."""
+
     outcome: Literal["promoted", "retained"]
     reason: str
 
@@ -27,3 +30,12 @@ def decide(
         return Decision("promoted", f"better: {shown}")
     needed = f" (needed: better by more than {min_improvement})" if min_improvement else ""
     return Decision("retained", f"not better: {shown}{needed}")
+
+
+class RegisteredRecord(Record):
+    """A registered version, and what was decided about it."""
+
+    version: str | int
+    """MLflow's number of it; its client gives text or a number, by the store."""
+    decision: Literal["promoted", "retained"]
+    reason: str

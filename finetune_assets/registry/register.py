@@ -4,20 +4,22 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_assets.registry import tracking
-from finetune_assets.registry.promotion import decide
+from finetune_assets.registry.promotion import RegisteredRecord, decide
 from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage.artifacts import write_json
+from finetune_assets.storage.fingerprint import library_versions
+from finetune_assets.storage.job import Job
 
 if TYPE_CHECKING:
-    from finetune_assets.storage.job import Job
+    from mlflow.entities.model_registry import ModelVersion
 
 MERGED_VERSION = "finetune.merged_models"
-"""Version tag: data version of the merged model, by which a version is found again."""
+"""Version tag with the data version of the merged model, by which a version is found again."""
 MERGED_MANIFEST = "finetune.merged_models_manifest"
-"""Version tag: URI of the merged model's manifest, by which its weights are found again."""
+"""Version tag with the URI of the merged model's manifest, by which its weights are found."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Opponent:
 
 
 def opponent(dataset: str, merged_data_version: str) -> Opponent | None:
-    """The champion; or, where this very model is the champion, the one that it replaced."""
+    """Return the champion; or, if this very model is the champion, the one that it replaced."""
     for alias in ("champion", "previous-champion"):
         version = _by_alias(dataset, alias)
         if version is not None and version.tags.get(MERGED_VERSION) != merged_data_version:
@@ -41,7 +43,7 @@ def opponent(dataset: str, merged_data_version: str) -> Opponent | None:
     return None
 
 
-def register(job: "Job", out: Path, log: Callable[[str], None]) -> dict[str, Any]:
+def register(job: Job, out: Path, log: Callable[[str], None]) -> RegisteredRecord:
     """Register the merged model, set `challenger`, and `champion` if it is better.
 
     Runs again after a kill at any point: the version is found by the merged model's data version,
@@ -70,12 +72,12 @@ def register(job: "Job", out: Path, log: Callable[[str], None]) -> dict[str, Any
     }.items():
         client.set_model_version_tag(dataset, version, key, value)
     log(f"version {version} {decision.outcome}: {decision.reason}")
-    result = {"version": version, "decision": decision.outcome, "reason": decision.reason}
-    write_json(out / "decision.json", result)
-    return result
+    record = RegisteredRecord(version=version, decision=decision.outcome, reason=decision.reason)
+    write_json(out / "decision.json", record.model_dump(exclude_unset=True))
+    return record
 
 
-def _by_alias(dataset: str, alias: str) -> Any | None:
+def _by_alias(dataset: str, alias: str) -> "ModelVersion | None":
     from mlflow.exceptions import MlflowException
 
     try:
@@ -93,13 +95,11 @@ def _existing(dataset: str, merged_data_version: str) -> str | None:
     return max((v.version for v in ready), key=int, default=None)
 
 
-def _create(job: "Job", merged: artifacts.Manifest, scores: dict[str, float]) -> str:
+def _create(job: Job, merged: artifacts.Manifest, scores: dict[str, float]) -> str:
     import mlflow
     import torch
     from mlflow.exceptions import MlflowException
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from finetune_assets.storage.fingerprint import library_versions
 
     folder, dataset = artifacts.local_copy(merged), job.manifest.dataset
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")

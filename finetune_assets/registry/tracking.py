@@ -1,31 +1,36 @@
 """MLflow runs: one per artifact that is made, also by several attempts, with its true status."""
 
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from finetune_assets import settings
 from finetune_assets.processes import identity as processes
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 ROOT_RUN = "dagster.root_run_id"
 ASSET = "dagster.asset"
 PARTITION = "dagster.partition"
 RUN = "dagster.run_id"
-"""Of the newest attempt."""
+"""Tag of the newest attempt's Dagster run."""
 RUNS = "dagster.run_ids"
-"""Of every attempt, oldest first, separated by commas."""
+"""Tag of the Dagster runs of every attempt, oldest first, separated by commas."""
 FINGERPRINT = "finetune.fingerprint"
 PROCESS = "finetune.process"
-"""The run worker, by which a run that a kill left open is recognised."""
+"""Tag of the run worker's process, by which a run that a kill left open is recognised."""
 
 
 @cache
-def client() -> Any:
-    """The MLflow client of the configured store."""
+def client() -> "MlflowClient":
+    """Return the MLflow client of the configured store."""
     import mlflow
 
     uri = settings.mlflow_uri()
@@ -37,7 +42,7 @@ def client() -> Any:
 
 
 def experiment_id(dataset: str) -> str:
-    """The dataset's experiment; created, with artifacts beside ours, if it is not there."""
+    """Return a dataset's experiment; create it, with artifacts beside ours, if it is not there."""
     found = client().get_experiment_by_name(dataset)
     if found:
         return found.experiment_id
@@ -48,8 +53,8 @@ def experiment_id(dataset: str) -> str:
 def start_run(dataset: str, asset: str, root_run_id: str, tags: dict[str, str]) -> str:
     """Open a run for an artifact that is to be made, or open again that of an earlier attempt.
 
-    An attempt is told by its Dagster root run, as on a retry, or by the same asset and fingerprint
-    if its run has not finished: whoever runs again after a kill goes on with the same work.
+    An earlier attempt has the same Dagster root run, as on a retry, or the same asset and
+    fingerprint and did not finish: whoever runs again after a kill goes on with the same work.
     """
     experiment = experiment_id(dataset)
     close_abandoned(experiment)
@@ -72,8 +77,8 @@ def start_run(dataset: str, asset: str, root_run_id: str, tags: dict[str, str]) 
     return found.info.run_id
 
 
-def _attempt_before(experiment: str, tags: dict[str, str]) -> Any | None:
-    """The MLflow run that goes on; None for what is made for the first time."""
+def _attempt_before(experiment: str, tags: dict[str, str]) -> "Run | None":
+    """Find the MLflow run that goes on; None for what is made for the first time."""
     of_asset = f"tags.`{ASSET}` = '{tags[ASSET]}'"
     query = f"{of_asset} and tags.`{ROOT_RUN}` = '{tags[ROOT_RUN]}'"
     if found := client().search_runs([experiment], query, max_results=1):
@@ -85,7 +90,7 @@ def _attempt_before(experiment: str, tags: dict[str, str]) -> Any | None:
     return next((run for run in found if not _runs_here(run)), None)
 
 
-def _runs_here(run: Any) -> bool:
+def _runs_here(run: "Run") -> bool:
     host = run.data.tags.get(PROCESS, "").partition(":")[0]
     return run.info.status == "RUNNING" and host == processes.here().partition(":")[0]
 
@@ -98,16 +103,18 @@ def close_abandoned(experiment: str) -> None:
 
 
 def finish_run(run_id: str, status: Status) -> None:
+    """End a run with what has become of it."""
     client().set_terminated(run_id, status)
 
 
-def log_parameters(run_id: str, values: dict[str, Any]) -> None:
+def log_parameters(run_id: str, values: Mapping[str, object]) -> None:
     """Log settings, flattened to `section.key`; MLflow keeps 500 characters of a value."""
     for key, value in _flatten(values):
         client().log_param(run_id, key, str(value)[:500])
 
 
-def log_metrics(run_id: str, values: dict[str, float], step: int = 0) -> None:
+def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+    """Log metrics of one step."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -128,18 +135,18 @@ def log_series(run_id: str, points: list[tuple[int, int, dict[str, float]]]) -> 
 
 
 def logged_steps(run_id: str) -> dict[str, set[int]]:
-    """Steps that a run has of each metric, but for those of the system."""
+    """Return the steps that a run has of each metric, but for those of the system."""
     names = [n for n in client().get_run(run_id).data.metrics if not n.startswith("system/")]
     return {n: {m.step for m in client().get_metric_history(run_id, n)} for n in names}
 
 
 MOST_METRICS = 1000
-"""That MLflow takes in one write."""
+"""Metrics that MLflow takes in one write."""
 
 
 @contextmanager
 def system_metrics(run_id: str) -> Iterator[None]:
-    """Within the block, MLflow has CPU, memory, disk, network and GPU of this machine."""
+    """Log CPU, memory, disk, network and GPU of this machine to a run until the block ends."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     client()
@@ -151,14 +158,18 @@ def system_metrics(run_id: str) -> Iterator[None]:
         monitor.finish()
 
 
-def log_inputs(run_id: str, datasets: dict[str, dict[str, Any]]) -> None:
-    """Say which data a run reads; shown by MLflow as its datasets.
+class Input(TypedDict):
+    """Data that a run reads, as MLflow shows it."""
 
-    Args:
-        datasets: by context (`training`, ...): `name`, `digest`, `uri`, and counts as `profile`.
-    """
-    import json
+    name: str
+    digest: str
+    uri: str
+    profile: dict[str, int]
+    """Counts of what is in it."""
 
+
+def log_inputs(run_id: str, datasets: Mapping[str, Input]) -> None:
+    """Log which data a run reads, by what it is to the run; MLflow shows it as its datasets."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     client().log_inputs(
@@ -179,21 +190,24 @@ def log_inputs(run_id: str, datasets: dict[str, dict[str, Any]]) -> None:
     )
 
 
-def set_tags(run_id: str, tags: dict[str, str]) -> None:
+def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run."""
     for key, value in tags.items():
         client().set_tag(run_id, key, value)
 
 
 def run_url(dataset: str, run_id: str) -> str:
+    """Return the address of a run in MLflow's UI."""
     return f"{settings.mlflow_ui()}/#/experiments/{experiment_id(dataset)}/runs/{run_id}"
 
 
 def version_url(dataset: str, version: str | int) -> str:
+    """Return the address of a model version in MLflow's UI."""
     return f"{settings.mlflow_ui()}/#/models/{dataset}/versions/{version}"
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat = []
+def _flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    flat: list[tuple[str, object]] = []
     for key, value in values.items():
         if isinstance(value, dict):
             flat += _flatten(value, f"{prefix}{key}.")

@@ -9,6 +9,7 @@ import pytest
 from finetune_assets import settings
 from finetune_assets.catalog.extends import PATHS
 from finetune_assets.catalog.load import Entry, json_schema, load, names, parse
+from finetune_assets.definitions import RESOURCES
 from finetune_assets.defs.data_assets import raw_datasets
 from finetune_assets.errors import UserError
 from finetune_assets_tests.defs.test_automation import keys, tick
@@ -243,7 +244,9 @@ def test_a_changed_recipe_is_seen_when_an_asset_runs(
     write(catalog / "tiny.yaml", f"extends: recipes/rows.yaml\n{text}")
 
     def rows() -> tuple[int, bool]:
-        done = dg.materialize([raw_datasets], instance=instance, partition_key="tiny")
+        done = dg.materialize(
+            [raw_datasets], instance=instance, partition_key="tiny", resources=RESOURCES
+        )
         (made,) = done.asset_materializations_for_node("raw_datasets")
         return made.metadata["dagster/row_count"].value, made.metadata["reused"].value  # type: ignore[return-value]
 

@@ -16,11 +16,17 @@ from finetune_assets.catalog import load as catalog
 from finetune_assets.catalog.cleaning import Limit
 from finetune_assets.catalog.training import Training
 from finetune_assets.commands.plan import counted, plan, sampled
-from finetune_assets.defs.data_checks import fits_the_machine
+from finetune_assets.defs.model_checks import fits_the_machine
 from finetune_assets.models.planning.gpus import GPUS, gpu
 from finetune_assets.models.planning.need import Counts, need, target
 from finetune_assets.models.planning.preflight import Plan, preflight
 from finetune_assets.models.planning.tables import estimate_table
+from finetune_assets.models.records import (
+    AdapterRecord,
+    Histogram,
+    SplitCounts,
+    TrainingSetRecord,
+)
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
 from finetune_assets_tests.commands.test_cli import invoke
 from finetune_assets_tests.models.planning.published import (
@@ -76,8 +82,22 @@ def large_base(folder: Path) -> Path:
 
 def training_set(entry: catalog.Entry, tokens: int = 2_400_000, **config: Any) -> None:
     """The manifest of a training set that was made for a dataset."""
-    split = {"rows": 10_000, "contexts": 2_500, "tokens": tokens, "longest": 900}
-    split["tokens_with_loss"] = tokens // 3
+    split = SplitCounts(
+        rows=10_000,
+        contexts=2_500,
+        truncated_rows=0,
+        dropped_rows=0,
+        dropped_at=[],
+        tokens=tokens,
+        tokens_with_loss=tokens // 3,
+        tokens_without_loss=tokens - tokens // 3,
+        longest=900,
+        lengths=Histogram(edges=[1, 900], counts=[10_000]),
+        fill=0.9,
+        unwanted_rows=0,
+        preview=[],
+    )
+    made = TrainingSetRecord(stop_token_ids=[2], train=split, validation=split)
     training = entry.config.training.model_dump(mode="json")
     keys = {key: training[key] for key in ("max_length", "long_rows", "packing")}
     manifest = Manifest(
@@ -86,7 +106,7 @@ def training_set(entry: catalog.Entry, tokens: int = 2_400_000, **config: Any) -
         fingerprint=f"made of {tokens} {config}",
         data_version="1",
         config={**keys, **config},
-        statistics={"train": split, "validation": split},
+        statistics=made.model_dump(mode="json", exclude_unset=True),
         created_at=time.time(),
     )
     folder = Path(manifest.uri)
@@ -297,21 +317,39 @@ def test_time_grows_with_the_work_and_falls_with_the_speed() -> None:
 
 def test_the_estimate_stands_beside_what_was_measured() -> None:
     made = planned(LLAMA_7B, recipe(), "A100 80GB")
-    record = json.loads(json.dumps(made.record()))
     half = made.schedule.total_steps // 2
-    rows = estimate_table(
-        record,
-        {
-            "device_peak_gb": made.needed.total / 1e9 / 1.1,
-            "peak_rss_gb": 3.0,
-            "steps": half,
-            "seconds_training": (made.seconds or 0) / 2,
-        },
+    measured = AdapterRecord(
+        train_loss=[],
+        validation_loss=[],
+        learning_rate=[],
+        samples=[],
+        best_validation_loss=None,
+        best_step=None,
+        steps=half,
+        epochs=1.0,
+        resumed_from_step=None,
+        seconds_training=(made.seconds or 0) / 2,
+        seconds_loading=1.0,
+        tokens_trained=0,
+        tokens_per_second=0.0,
+        tokens_per_epoch=0,
+        trainable_parameters=0,
+        schedule={},
+        hardware={},
+        kernels={},
+        device_peak_gb=made.needed.total / 1e9 / 1.1,
+        peak_rss_gb=3.0,
+        plan=made.record(),
     )
+    kept = AdapterRecord.model_validate_json(measured.model_dump_json())
+    assert kept.plan is not None
+    rows = estimate_table(kept.plan, kept)
     assert [row[""] for row in rows] == ["memory (GB)", "steps", "minutes"]
     assert rows[0]["estimate is off by"] == "+10%"
     assert rows[2]["estimate is off by"] in ("+0%", "-0%", "-1%")
-    on_cpu = estimate_table(record, {"peak_rss_gb": 2.0})
+    on_cpu = estimate_table(
+        kept.plan, kept.model_copy(update={"device_peak_gb": None, "peak_rss_gb": 2.0})
+    )
     assert on_cpu[0]["measured"] == 2.0
 
 

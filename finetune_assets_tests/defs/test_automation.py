@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from finetune_assets.definitions import RESOURCES
 from finetune_assets.defs.automation import (
     catalog_partitions,
     changed_sources,
@@ -51,7 +52,7 @@ def test_only_a_dataset_whose_content_changed_is_run(
     result, cursor = tick(instance, None)
     assert isinstance(result, dg.SkipReason), "a dataset that was never run waits for its user"
 
-    dg.materialize([raw_datasets], instance=instance, partition_key="tiny")
+    dg.materialize([raw_datasets], instance=instance, partition_key="tiny", resources=RESOURCES)
     result, cursor = tick(instance, cursor)
     assert isinstance(result, dg.SkipReason)
 
@@ -67,7 +68,7 @@ def test_only_a_dataset_whose_content_changed_is_run(
     assert changed[0].startswith("tiny:")
     assert keys(tick(instance, cursor)[0]) == changed, "one run per change, however often it ticks"
 
-    dg.materialize([raw_datasets], instance=instance, partition_key="tiny")
+    dg.materialize([raw_datasets], instance=instance, partition_key="tiny", resources=RESOURCES)
     assert isinstance(tick(instance, cursor)[0], dg.SkipReason)
     rows.write_text(original)
     result, cursor = tick(instance, cursor)
@@ -79,7 +80,7 @@ def test_a_broken_file_does_not_stop_the_others(
 ) -> None:
     (project / "catalog" / "broken.yaml").write_text("sources: [\n")
     instance.add_dynamic_partitions("datasets", ["broken"])
-    dg.materialize([raw_datasets], instance=instance, partition_key="tiny")
+    dg.materialize([raw_datasets], instance=instance, partition_key="tiny", resources=RESOURCES)
     write_rows(project / "catalog" / "rows.jsonl", answer="another {}")
     assert len(keys(tick(instance, None)[0])) == 1
 

@@ -16,6 +16,7 @@ import pytest
 
 from finetune_assets import settings
 from finetune_assets.data.sources import files, sources
+from finetune_assets.definitions import RESOURCES
 from finetune_assets.defs.data_assets import prompt_corpora, raw_datasets, splits
 from finetune_assets.defs.model_assets import base_models
 from finetune_assets.errors import UserError
@@ -203,7 +204,7 @@ def test_a_replaced_object_is_read_again_and_the_base_is_not(
     before = manifest("raw_datasets").statistics["files"]
     bucket.put("rows/b.jsonl.gz", rows("second", "another answer {}"))
     chosen = [raw_datasets, prompt_corpora, splits, base_models]
-    done = dg.materialize(chosen, instance=history, partition_key="tiny")
+    done = dg.materialize(chosen, instance=history, partition_key="tiny", resources=RESOURCES)
     again = {a for a, m in materializations(done.run_id).items() if not m["reused"]}
     assert {"raw_datasets", "prompt_corpora", "train_splits"} <= again
     assert "base_models" not in again
@@ -295,7 +296,11 @@ def test_a_wrong_password_is_one_error_that_does_not_show_it(
 def failure(instance: dg.DagsterInstance) -> str:
     """What a user reads where `raw_datasets` fails; a stack of frames would be another error."""
     done = dg.materialize(
-        [raw_datasets], instance=instance, partition_key="tiny", raise_on_error=False
+        [raw_datasets],
+        instance=instance,
+        partition_key="tiny",
+        resources=RESOURCES,
+        raise_on_error=False,
     )
     (event,) = done.get_step_failure_events()
     data = event.step_failure_data

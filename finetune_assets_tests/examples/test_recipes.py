@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from finetune_assets import settings
 from finetune_assets.catalog.load import load, parse
 from finetune_assets.commands.check import show
+from finetune_assets.definitions import RESOURCES
 from finetune_assets.defs.data_assets import prompt_corpora, raw_datasets, splits
 from finetune_assets.models.training.passthrough import require_valid
 from finetune_assets.registry import tracking
@@ -76,7 +77,9 @@ def test_rows_of_datasets_become_splits_without_leaks(
         instance.add_dynamic_partitions("datasets", DATASETS)
         for name in DATASETS:
             chosen = [raw_datasets, prompt_corpora, splits]
-            done = dg.materialize(chosen, instance=instance, partition_key=name)
+            done = dg.materialize(
+                chosen, instance=instance, partition_key=name, resources=RESOURCES
+            )
             checks = {e.check_name: e.passed for e in done.get_asset_check_evaluations()}
             assert checks["no_contamination"], name
             assert checks["few_duplicates"], name

@@ -1,9 +1,7 @@
 """What a recipe needs in memory on a device, with batches and checkpointing settled."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.planning import speed as operations
@@ -14,6 +12,7 @@ from finetune_assets.models.planning.memory import FLOAT32, Engine, Memory, memo
 from finetune_assets.models.planning.schedule import Schedule, plan
 from finetune_assets.models.planning.shape import Shape
 from finetune_assets.models.planning.speed import Speed
+from finetune_assets.models.records import TrainingSetRecord
 
 GIB = 2**30
 
@@ -47,16 +46,16 @@ class Counts:
     """False if they were scaled up from a sample."""
 
     @classmethod
-    def of(cls, statistics: Mapping[str, Any]) -> "Counts":
-        """Those that a training set's manifest has."""
-        train = statistics["train"]
+    def of(cls, record: TrainingSetRecord) -> "Counts":
+        """Return those of a training set that was made."""
+        train = record.train
         return cls(
-            rows=train["rows"],
-            contexts=train["contexts"],
-            tokens=train["tokens"],
-            supervised=train["tokens_with_loss"],
-            longest=train["longest"],
-            validation_tokens=statistics["validation"]["tokens"],
+            rows=train.rows,
+            contexts=train.contexts,
+            tokens=train.tokens,
+            supervised=train.tokens_with_loss,
+            longest=train.longest,
+            validation_tokens=record.validation.tokens,
             exact=True,
         )
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.planning.memory import Memory, on_host, optimizer_bytes, trained
@@ -11,6 +10,7 @@ from finetune_assets.models.planning.remedies import Suggestion, suggestions
 from finetune_assets.models.planning.schedule import Schedule
 from finetune_assets.models.planning.shape import Shape
 from finetune_assets.models.planning.speed import forward, seconds, training_pass
+from finetune_assets.models.records import PlanRecord
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class Plan:
     def cost(self) -> float | None:
         return None if self.seconds is None else self.seconds / 3600 * self.price_per_hour
 
-    def record(self) -> dict[str, Any]:
-        """JSON values, to be compared with what is measured later."""
-        return {
-            "device": self.target.hardware.name,
-            "devices": self.target.devices,
-            "needed_bytes": self.needed.total,
-            "parts_bytes": self.needed.parts(),
-            "available_bytes": self.target.memory,
-            "gradient_checkpointing": self.checkpointing,
-            "tokens": self.tokens,
-            "steps": self.schedule.total_steps,
-            "seconds": self.seconds,
-        }
+    def record(self) -> PlanRecord:
+        """Return what is to be compared with what is measured later."""
+        return PlanRecord(
+            device=self.target.hardware.name,
+            devices=self.target.devices,
+            needed_bytes=self.needed.total,
+            parts_bytes=self.needed.parts(),
+            available_bytes=self.target.memory,
+            gradient_checkpointing=self.checkpointing,
+            tokens=self.tokens,
+            steps=self.schedule.total_steps,
+            seconds=self.seconds,
+        )
 
 
 def preflight(shape: Shape, training: Training, target: Target, counts: Counts) -> Plan:

@@ -1,9 +1,9 @@
 """A plan as rows of tables, and beside what a run measured."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from finetune_assets.models.planning.preflight import Plan
+from finetune_assets.models.records import AdapterRecord, PlanRecord
 
 GB = 1e9
 Row = dict[str, Any]
@@ -34,28 +34,20 @@ def suggestion_rows(plan: Plan) -> list[Row]:
     return rows
 
 
-def estimate_table(estimate: Mapping[str, Any], actual: Mapping[str, Any]) -> list[Row]:
-    """A plan's record beside a run's statistics, as a table.
+def estimate_table(plan: PlanRecord, actual: AdapterRecord) -> list[Row]:
+    """Return what a run was expected to need beside what it needed, as a table.
 
-    Args:
-        actual: `seconds_training`, `steps`, `tokens_per_second`, and `device_peak_gb` of a GPU or
-            `peak_rss_gb` of a CPU's process; those that are missing are left out.
+    Memory is that of the GPU where there is one, or that of the process; what was not estimated or
+    not measured is left out.
     """
-    peak = actual.get("device_peak_gb") or actual.get("peak_rss_gb")
-    seconds, steps = estimate["seconds"], actual.get("steps")
+    seconds = plan.seconds
     # A run that ended early, or was resumed, is compared by what it did.
-    share = steps / estimate["steps"] if steps else 1
+    share = actual.steps / plan.steps
     pairs = {
-        "memory (GB)": (estimate["needed_bytes"] / GB, peak),
-        "steps": (estimate["steps"], steps),
-        "minutes": (
-            seconds and seconds * share / 60,
-            actual["seconds_training"] / 60 if "seconds_training" in actual else None,
-        ),
-        "tokens a second": (
-            seconds and estimate["tokens"] / seconds,
-            actual.get("tokens_per_second"),
-        ),
+        "memory (GB)": (plan.needed_bytes / GB, actual.device_peak_gb or actual.peak_rss_gb),
+        "steps": (plan.steps, actual.steps),
+        "minutes": (seconds and seconds * share / 60, actual.seconds_training / 60),
+        "tokens a second": (seconds and plan.tokens / seconds, actual.tokens_per_second),
     }
     return [
         {
