@@ -116,9 +116,7 @@ def has_fitted(plan: PlanRecord | None) -> dg.AssetCheckResult:
 
 def parity(record: MergedRecord) -> dg.AssetCheckResult:
     """Judge whether the merged model is the adapter's equal, within rounding of its dtype."""
-    from finetune_assets.models.merging.merge import TOLERANCE
-
-    limit = TOLERANCE[record.stored_dtype]
+    limit = record.limit
     return dg.AssetCheckResult(
         check_name=PARITY.name,
         passed=record.relative_difference <= limit,

@@ -7,6 +7,9 @@ from finetune_assets.storage.artifacts import Record, RecordPart
 Curve = list[tuple[int, float]]
 """Optimizer steps and the value at each."""
 
+TOLERANCE = {"F32": 1e-4, "BF16": 2e-2, "F16": 5e-3}
+"""Largest relative logit difference by stored dtype: rounding of the merged weights explains it."""
+
 
 class BaseRecord(Record):
     """A base model."""
@@ -143,3 +146,8 @@ class MergedRecord(Record):
     """Of those, where the two find another token the most likely one."""
     stored_dtype: str
     """Of the weights, by safetensors' name."""
+
+    @property
+    def limit(self) -> float:
+        """Largest relative difference that the rounding of stored weights explains."""
+        return TOLERANCE[self.stored_dtype]

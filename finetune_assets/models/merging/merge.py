@@ -16,6 +16,7 @@ from finetune_assets.models.bases.weights import (
     tensor_files,
 )
 from finetune_assets.models.merging.update import Update
+from finetune_assets.models.records import TOLERANCE
 
 __all__ = ["TOLERANCE", "merge", "parity", "stored_dtype"]
 
@@ -154,7 +155,3 @@ def parity(
         "positions": sum(len(ids) for ids in prompts),
         "top_token_disagreements": disagree,
     }
-
-
-TOLERANCE = {"F32": 1e-4, "BF16": 2e-2, "F16": 5e-3}
-"""Largest relative logit difference by stored dtype: rounding of the merged weights explains it."""
