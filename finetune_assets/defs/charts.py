@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -41,11 +41,11 @@ MARKED = 60
 """Points of a line, up to which each is marked."""
 
 
-def bars(binned: Mapping[str, Sequence[float]], x_label: str) -> dg.MarkdownMetadataValue:
-    """Draw a histogram from its `edges` and `counts`."""
+def bars(edges: Sequence[float], counts: Sequence[int], x_label: str) -> dg.MarkdownMetadataValue:
+    """Draw a histogram of rows; there is one edge more than counts, or none of both."""
     figure, axes = _figure()
-    if binned["counts"]:
-        axes.stairs(binned["counts"], binned["edges"], fill=True)
+    if counts:
+        axes.stairs(counts, edges, fill=True)
     axes.set_xlabel(x_label)
     axes.set_ylabel("rows")
     return _picture(figure, x_label)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
@@ -147,7 +146,7 @@ def splits(
             "weights": [s.weight for s in entry.config.sources],
         }
         for name in SPLIT_ASSETS:
-            settings_read: dict[str, Any] = dict(dividing)
+            settings_read: dict[str, object] = dict(dividing)
             if name == "test_splits":
                 settings_read["contamination"] = {
                     **dump(entry.config.contamination, TEST_SPLITS),

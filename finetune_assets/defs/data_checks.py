@@ -1,7 +1,6 @@
 """Asset checks of the data: what the dataset file's `checks:` and `contamination:` limit."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import dagster as dg
 
@@ -9,6 +8,7 @@ from finetune_assets.catalog.cleaning import Limit
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.splits.split_record import SplitRecord
+from finetune_assets.defs.metadata import Shown
 from finetune_assets.storage.artifacts import Manifest
 
 CORPUS_CHECKS = {
@@ -33,7 +33,11 @@ def specs(asset: str, checks: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
 
 
 def limited(
-    name: str, share: float, limit: Limit, description: str, metadata: dict[str, Any] | None = None
+    name: str,
+    share: float,
+    limit: Limit,
+    description: str,
+    metadata: Mapping[str, Shown] | None = None,
 ) -> dg.AssetCheckResult:
     """Return a check that passes while a share is at most its limit."""
     error = limit.severity == "error"

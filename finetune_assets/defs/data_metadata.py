@@ -44,12 +44,13 @@ def corpus(manifest: Manifest, before: Manifest | None) -> Metadata:
         shown["turns_after_the_last_answer_removed"] = found.cut_turns
     if before is not None:
         shown |= _difference(manifest, before)
+    characters, answers = found.characters, found.answer_characters
     shown |= {
         "formats": table([{"file": f, "format": name} for f, name in found.formats.items()]),
         "preview": dg.MetadataValue.md(conversations(found.preview)),
-        "lengths": charts.bars(found.characters.model_dump(), "characters of a row"),
+        "lengths": charts.bars(characters.edges, characters.counts, "characters of a row"),
         "answer_lengths": charts.bars(
-            found.answer_characters.model_dump(), "characters of the answers of a row"
+            answers.edges, answers.counts, "characters of the answers of a row"
         ),
         "repaired_rows": dg.MetadataValue.json(found.repaired),
         "languages": dg.MetadataValue.json(found.languages),

@@ -20,7 +20,8 @@ from finetune_assets.registry.promotion import RegisteredRecord
 from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
 
-Metadata = dict[str, dg.MetadataValue | dg.TableSchema | str | int | float | None]
+Shown = dg.MetadataValue | dg.TableSchema | str | int | float | None
+Metadata = dict[str, Shown]
 
 
 def result(
@@ -84,11 +85,12 @@ def training_set(manifest: Manifest, estimate: PlanRecord | None) -> Metadata:
         {"split": name, **{key: getattr(split, key) for key in COUNTED}}
         for name, split in (("train", train), ("validation", record.validation))
     ]
+    lengths = train.lengths
     shown: Metadata = {
         "dagster/row_count": train.rows,
         "counts": table(counts),
         "tokens_with_loss": train.tokens_with_loss,
-        "lengths": charts.bars(train.lengths.model_dump(), "tokens of a row (training split)"),
+        "lengths": charts.bars(lengths.edges, lengths.counts, "tokens of a row (training split)"),
         "rows_as_the_model_sees_them": dg.MetadataValue.md(masked(train.preview)),
     }
     if estimate is not None:

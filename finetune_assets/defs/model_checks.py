@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import dagster as dg
 import fsspec
@@ -12,7 +11,7 @@ from finetune_assets.catalog.cleaning import Limit
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.catalog.load import Entry
 from finetune_assets.defs.data_checks import limited
-from finetune_assets.defs.metadata import table
+from finetune_assets.defs.metadata import Shown, table
 from finetune_assets.models.planning import shape
 from finetune_assets.models.planning.need import Counts, target
 from finetune_assets.models.planning.preflight import Plan, preflight
@@ -20,9 +19,6 @@ from finetune_assets.models.planning.speed import measured
 from finetune_assets.models.planning.tables import GB, memory_rows, suggestion_rows
 from finetune_assets.models.records import MergedRecord, PlanRecord, TrainingSetRecord
 from finetune_assets.storage.artifacts import Manifest
-
-if TYPE_CHECKING:
-    from dagster import MetadataValue
 
 TRAINING_SET_CHECKS = {
     "answers_whole": "No row was cut or dropped to fit the context.",
@@ -93,7 +89,7 @@ def fits_the_machine(plan: Plan | None, limit: Limit) -> dg.AssetCheckResult:
             description="not estimated: the base's architecture is none that is known",
         )
     needed, memory = plan.needed.total / GB, plan.target.memory / GB
-    shown: dict[str, MetadataValue] = {"estimate": table(memory_rows(plan))}
+    shown: dict[str, Shown] = {"estimate": table(memory_rows(plan))}
     if plan.suggestions:
         shown["what_would_fit"] = table(suggestion_rows(plan))
     return limited(

@@ -28,7 +28,7 @@ class BaseRecord(Record):
     """Size of its weights."""
 
 
-class Histogram(RecordPart):
+class TokenHistogram(RecordPart):
     """Rows by their number of tokens."""
 
     edges: list[int]
@@ -51,7 +51,7 @@ class SplitCounts(RecordPart):
     tokens_without_loss: int
     longest: int
     """Tokens of the longest row, before any was cut."""
-    lengths: Histogram
+    lengths: TokenHistogram
     fill: float
     """Share of the contexts' places that hold a token."""
     unwanted_rows: int = 0

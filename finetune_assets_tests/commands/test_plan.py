@@ -23,8 +23,8 @@ from finetune_assets.models.planning.preflight import Plan, preflight
 from finetune_assets.models.planning.tables import estimate_table
 from finetune_assets.models.records import (
     AdapterRecord,
-    Histogram,
     SplitCounts,
+    TokenHistogram,
     TrainingSetRecord,
 )
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
@@ -92,7 +92,7 @@ def training_set(entry: catalog.Entry, tokens: int = 2_400_000, **config: Any) -
         tokens_with_loss=tokens // 3,
         tokens_without_loss=tokens - tokens // 3,
         longest=900,
-        lengths=Histogram(edges=[1, 900], counts=[10_000]),
+        lengths=TokenHistogram(edges=[1, 900], counts=[10_000]),
         fill=0.9,
         unwanted_rows=0,
         preview=[],
