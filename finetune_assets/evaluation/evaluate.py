@@ -150,7 +150,6 @@ def _run(
         max_new_tokens=max_new_tokens,
         batch_size=hardware.generation_batch,
         stop_token_ids=stop_token_ids(tokenizer, str(folder)),
-        on_progress=None,
     )
     seconds = time.monotonic() - started
     tokens = sum(g.token_count for g in generated)
