@@ -177,13 +177,14 @@ def prepare(file: Path, count: int, work: Path) -> list[dict[str, str]]:
     import polars as pl
 
     from finetune_assets.models.bases import prepare as base_model
+    from finetune_assets.models.bases.reference import BaseReference
 
     rows = read_rows(file, count + HELD_OUT)
     held_out = rows[:: len(rows) // HELD_OUT][:HELD_OUT]
     splits = {"train": [row for row in rows if row not in held_out], "validation": held_out}
     if not (work / "base" / "config.json").exists():
         (work / "base").mkdir(exist_ok=True)
-        base_model.prepare(BASE, None, work / "base", "benchmark")
+        base_model.prepare(BaseReference(BASE, None, "benchmark"), work / "base")
     for folder in ("rows", "conversations", "instructions"):
         shutil.rmtree(work / folder, ignore_errors=True)
         (work / folder).mkdir()

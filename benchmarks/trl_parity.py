@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2)
     options = parser.parse_args()
     from finetune_assets.models.bases.prepare import prepare
+    from finetune_assets.models.bases.reference import BaseReference
 
     conversations = read_rows(options.rows * 3 // 2)
     training, held_out = conversations[: options.rows], conversations[options.rows :]
@@ -172,7 +173,7 @@ def main() -> None:
         out = Path(folder)
         base = out / "base"
         base.mkdir()
-        prepare(BASE, None, base, "benchmark")
+        prepare(BaseReference(BASE, None, "benchmark"), base)
         losses, seconds = {}, {}
         for name, run in (("plain TRL", plain_trl), ("finetune-assets", ours)):
             started = time.monotonic()

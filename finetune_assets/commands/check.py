@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from finetune_assets.catalog.load import Entry
 from finetune_assets.data.splits.rehearsal import cleaned
-from finetune_assets.models.bases.reference import load_tokenizer
+from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.training.passthrough import require_valid
 
 SAMPLED_FOR_LENGTH = 500
@@ -66,7 +66,7 @@ def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Consol
     from finetune_assets.models.tokenization.rows import RowTokenizer
     from finetune_assets.models.tokenization.training_set import loss_mask_text
 
-    tokenizer = load_tokenizer(entry)
+    tokenizer = BaseReference.of(entry).tokenizer()
     training = entry.config.training
     tokenize = RowTokenizer.of(
         tokenizer,

@@ -116,7 +116,7 @@ def merged(manifest: Manifest) -> Metadata:
 
 def parity(manifest: Manifest) -> dg.AssetCheckResult:
     """Whether the merged model is the adapter's equal, within rounding of its stored dtype."""
-    from finetune_assets.models.merging.merge import TOLERANCE
+    from finetune_assets.models.merging.tolerance import TOLERANCE
 
     s = manifest.statistics
     limit = TOLERANCE[s["stored_dtype"]]

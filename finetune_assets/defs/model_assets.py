@@ -9,8 +9,8 @@ from finetune_assets.defs import data_checks, metadata
 from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS, OWNER, Force, datasets
 from finetune_assets.defs.steps import CODE_VERSIONS, failing_readably, make, upstream
 from finetune_assets.errors import UserError
+from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.storage import checkpoints
-from finetune_assets.storage.fingerprint import digest
 
 TOKEN_KEYS = ("max_length", "long_rows", "packing", "loss_mask", "documents")
 """Keys of `training:` that `training_sets` reads; `adapters` reads the others."""
@@ -43,13 +43,13 @@ def base_models(context: dg.AssetExecutionContext, config: Force) -> dg.Material
     """The base model, pinned, as safetensors with its tokenizer and chat template."""
     with failing_readably():
         entry = load(context.partition_key)
-        settings, paths = _base_config(entry)
+        base = BaseReference.of(entry)
         manifest, reused = make(
             context,
             entry,
             "base_models",
-            config=settings,
-            extra_config=paths,
+            config=base.identity(),
+            extra_config={"chat_template": base.chat_template},
             upstream={},
             force=config.force,
         )
@@ -202,32 +202,6 @@ def registered_models(context: dg.AssetExecutionContext, config: Force) -> dg.Ma
             force=config.force,
         )
     return metadata.result(manifest, reused, metadata.registered(manifest))
-
-
-def _base_config(entry: Entry) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What identifies the base, and where it is.
-
-    Files are told apart by size and time of change; a false alarm costs a copy, after which the
-    data version, a hash of the weights, is what it was.
-    """
-    from pathlib import Path
-
-    from finetune_assets.models.bases.reference import gguf_file, local_folder
-
-    model, template = entry.config.base.model, entry.config.base.chat_template
-    files: list[Path] = []
-    if model.startswith("package:"):
-        files = [gguf_file(model, entry.uri)]
-    elif not model.startswith("hub:"):
-        model = entry.locate(model)
-        files = sorted(p for p in local_folder(model, entry.uri).iterdir() if p.is_file())
-    template = entry.locate(template) if template else None
-    text = _text(template, entry.uri, "base.chat_template") if template else None
-    identity = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    return (
-        {"model": model, "files": identity, "template": digest(text) if text else None},
-        {"chat_template": template},
-    )
 
 
 def _evaluation_config(entry: Entry) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from finetune_assets.storage.job import PARENT, Job
 
 def base_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
     from finetune_assets.models.bases.prepare import prepare
+    from finetune_assets.models.bases.reference import BaseReference
 
-    template = job.config.get("chat_template")
-    statistics = prepare(job.config["model"], Path(template) if template else None, out, job.where)
+    base = BaseReference(job.config["model"], job.config.get("chat_template"), job.where)
+    statistics = prepare(base, out)
     names = sorted(p for p in out.iterdir() if p.is_file())
     from finetune_assets.storage.fingerprint import file_digest
 
@@ -79,7 +80,8 @@ def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
 
 
 def merged_models(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
-    from finetune_assets.models.merging.merge import merge, parity, stored_dtype
+    from finetune_assets.models.bases.weights import stored_dtype
+    from finetune_assets.models.merging.merge import merge, parity
     from finetune_assets.models.tokenization.contexts import Contexts
 
     base, adapter = job.folder("base_models"), job.folder("adapters")

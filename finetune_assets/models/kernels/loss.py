@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypedDict, Unpack
+from typing import TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ them, where those of every size leave gaps, a fifth of the memory after one epoc
 costs some 1.5 % of a row."""
 
 Batch = dict[str, torch.Tensor]
-"""`input_ids`, `labels` and `position_ids` of one shape, and `tokens`, how many are no padding; with
-document attention also `offsets`."""
+"""`input_ids`, `labels` and `position_ids` of one shape; `tokens`, how many of them are no padding;
+and `offsets` of documents where contexts lie in one row."""
 
-Model = PreTrainedModel | PeftModel
+Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 class Measuring(TypedDict, total=False):
@@ -202,9 +202,9 @@ class SlicedCrossEntropy(torch.autograd.Function):
             if learns or tunes_head:
                 grad = logits.div_(sums)
                 grad = grad.scatter_add_(-1, wanted, torch.full_like(sums, -1.0)).to(dtype)
-            if learns:
+            if d_hidden is not None:
                 d_hidden[part] = grad @ head
-            if tunes_head:
+            if d_weight is not None:
                 d_weight += grad.t() @ states
         ctx.gradients = d_hidden, d_weight
         ctx.weight_dtype = weight.dtype

@@ -4,7 +4,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune_assets.models.adapters.saving import ADAPTER_CONFIG
 from finetune_assets.models.bases.layout import Layout
@@ -12,16 +18,33 @@ from finetune_assets.models.bases.weights import (
     INDEX,
     copy_companions,
     shards,
-    stored_dtype,
     tensor_files,
 )
 from finetune_assets.models.merging.update import Update
 
-__all__ = ["TOLERANCE", "merge", "parity", "stored_dtype"]
+
+class Merged(TypedDict):
+    """What was merged."""
+
+    merged_layers: int
+    replaced_tensors: int
+    untied: list[str]
+    """Tensors that were tied in the base, and are stored on their own now."""
 
 
-def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
-    """Write the model that base and adapter are together; returns counts.
+class Parity(TypedDict):
+    """How the logits of a merged model differ from those of base and adapter."""
+
+    max_logit_difference: float
+    relative_difference: float
+    """The largest difference as a share of the range of the logits."""
+    positions: int
+    top_token_disagreements: int
+    """Positions at which the two disagree on the most likely token."""
+
+
+def merge(base: Path, adapter: Path, out: Path) -> Merged:
+    """Write the model that base and adapter are together, and count what was merged.
 
     Any LoRA (rsLoRA, DoRA, biases, modules trained whole) is computed in float32 and stored in the
     dtype of the base's tensor; shards, names and tokenizer files stay those of the base. Memory:
@@ -54,11 +77,8 @@ def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
 def _merge_shard(
     shard: Path, layout: Layout, update: Update, untied: dict[str, str], out: Path
 ) -> int:
-    """Write one shard; returns the bytes of its tensors."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Any] = {}
+    """Write one shard; return the bytes of its tensors."""
+    tensors: dict[str, torch.Tensor] = {}
     with safe_open(shard, framework="pt") as file:
         groups: dict[str, list[str]] = {}
         for stored in file.keys():  # noqa: SIM118 - not a dict
@@ -105,7 +125,7 @@ def _write_index(out: Path, size: int) -> None:
     (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _whole_model(tuned: Path, out: Path) -> dict[str, Any]:
+def _whole_model(tuned: Path, out: Path) -> Merged:
     names = [path.name for path in shards(tuned)]
     for name in names:
         try:
@@ -117,32 +137,17 @@ def _whole_model(tuned: Path, out: Path) -> dict[str, Any]:
     return {"merged_layers": 0, "replaced_tensors": len(tensor_files(out)), "untied": []}
 
 
-def parity(
-    base: Path, adapter: Path, merged: Path, prompts: list[list[int]]
-) -> dict[str, float | int]:
+def parity(base: Path, adapter: Path, merged: Path, prompts: list[list[int]]) -> Parity:
     """Compare logits of what was trained (by PEFT, float32) with those of the merged model.
 
     Args:
         prompts: token ids of real prompts.
-
-    Returns:
-        Largest absolute logit difference, that difference relative to the logits' range, and the
-        number of positions at which the two disagree on the most likely token.
     """
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    def logits(model: Any) -> list[Any]:
-        model.eval()
-        with torch.inference_mode():
-            return [model(input_ids=torch.tensor([ids])).logits[0] for ids in prompts]
-
     whole = not (adapter / ADAPTER_CONFIG).exists()
     pair = AutoModelForCausalLM.from_pretrained(adapter if whole else base, dtype=torch.float32)
-    expected = logits(pair if whole else PeftModel.from_pretrained(pair, adapter))
+    expected = _logits(pair if whole else PeftModel.from_pretrained(pair, adapter), prompts)
     del pair
-    actual = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
+    actual = _logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), prompts)
     difference = max(float((a - e).abs().max()) for a, e in zip(actual, expected, strict=True))
     span = max(float(e.max() - e.min()) for e in expected)
     disagree = sum(
@@ -156,5 +161,7 @@ def parity(
     }
 
 
-TOLERANCE = {"F32": 1e-4, "BF16": 2e-2, "F16": 5e-3}
-"""Largest relative logit difference by stored dtype: rounding of the merged weights explains it."""
+def _logits(model: PreTrainedModel | PeftModel, prompts: list[list[int]]) -> list[torch.Tensor]:
+    model.eval()
+    with torch.inference_mode():
+        return [model(input_ids=torch.tensor([ids])).logits[0] for ids in prompts]

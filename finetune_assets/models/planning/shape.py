@@ -1,14 +1,11 @@
 """A model's shape, read from its configuration: no weights and no torch are needed."""
 
-import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_assets.errors import UserError
-
-Config = dict[str, Any]
+from finetune_assets.models.bases.reference import Config
 
 
 @dataclass(frozen=True)
@@ -184,45 +181,12 @@ def read(config: Config, where: str) -> Shape:
     )
 
 
-def folder_config(folder: Path) -> Config:
-    """The configuration of a model folder in the Hugging Face layout."""
-    return json.loads((folder / "config.json").read_text())
-
-
-def gguf_config(file: Path) -> Config:
-    """What a GGUF file's header says of the shape, under the keys of a `config.json`."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(file)
-    fields = reader.fields
-    family = fields["general.architecture"].contents()
-    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
-    config: Config = {"model_type": family, "tie_word_embeddings": tied}
-    for theirs, ours in _GGUF_KEYS.items():
-        if field := fields.get(f"{family}.{theirs}"):
-            config[ours] = field.contents()
-    config.setdefault("vocab_size", len(fields["tokenizer.ggml.tokens"].data))
-    return config
-
-
 _DIMENSIONS = (
     ("hidden_size", "n_embd", "d_model"),
     ("num_hidden_layers", "n_layer"),
     ("num_attention_heads", "n_head"),
     ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
 )
-_GGUF_KEYS = {
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "feed_forward_length": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-}
 
 
 def _first(config: Config, *keys: str) -> int:
