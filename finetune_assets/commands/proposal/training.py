@@ -207,10 +207,10 @@ def _estimate(entry: Entry, training: Training, counts: Counts) -> str:
     from finetune_assets.models.planning import speed as operations
     from finetune_assets.models.planning.need import target
     from finetune_assets.models.planning.preflight import preflight
-    from finetune_assets.models.planning.schedule import plan
+    from finetune_assets.models.planning.schedule import make_schedule
 
     on = target(training, entry.uri, None, None)
-    steps = plan(counts.contexts, training, on.hardware, devices=on.devices).total_steps
+    steps = make_schedule(counts.contexts, training, on.hardware, devices=on.devices).total_steps
     said = (
         f"An epoch has {number(counts.tokens, counts.exact)} tokens; all make "
         f"{number(steps, counts.exact)} optimizer steps."

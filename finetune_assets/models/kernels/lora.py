@@ -76,7 +76,7 @@ class _Forward:
         base = layer.base_layer
         state = getattr(base.weight, "quant_state", None)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        return FusedLora.apply(x, base.weight, base.bias, a, b, layer.scaling["default"], state)
+        return _apply(x, base.weight, base.bias, a, b, layer.scaling["default"], state)
 
 
 def _restored(weight: torch.Tensor, state: QuantState | None, dtype: torch.dtype) -> torch.Tensor:
@@ -128,6 +128,10 @@ class FusedLora(torch.autograd.Function):
         db = (low.t() @ grad).t().to(a_dtype, memory_format=torch.contiguous_format)
         db.mul_(scale)
         return dx, None, None, da, db, None, None
+
+
+_apply = torch.compiler.disable(FusedLora.apply)
+"""Compiled layers leave it alone: a compiler would keep weights that it restores from 4 bits."""
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:

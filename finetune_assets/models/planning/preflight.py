@@ -1,4 +1,4 @@
-"""Before a run: what it needs, whether the device has it, how long it takes, what would fit."""
+"""A plan before a run: what it needs, whether the device has it, how long it takes, what fits."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -15,33 +15,35 @@ from finetune_assets.models.planning.speed import forward, seconds, training_pas
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need."""
+    """The needs of a run, foretold."""
 
     target: Target
     needed: Memory
-    """Of one device."""
+    """Memory of one device."""
     on_host: int
     """Bytes of optimizer state that may be in the host's memory."""
     checkpointing: bool
     schedule: Schedule
     counts: Counts
     tokens: int
-    """Of all epochs."""
+    """Tokens of all epochs."""
     seconds: float | None
-    """Of training and its validation losses, without loading; None if no speed is known."""
+    """Time of training and its validation losses, without loading; None if no speed is known."""
     price_per_hour: float
     suggestions: tuple[Suggestion, ...]
 
     @property
     def fits(self) -> bool:
+        """Whether a device has the memory."""
         return self.needed.total <= self.target.memory
 
     @property
     def cost(self) -> float | None:
+        """The price of the time."""
         return None if self.seconds is None else self.seconds / 3600 * self.price_per_hour
 
     def record(self) -> dict[str, Any]:
-        """JSON values, to be compared with what is measured later."""
+        """Return JSON values, to be compared with what is measured later."""
         return {
             "device": self.target.hardware.name,
             "devices": self.target.devices,
@@ -56,16 +58,16 @@ class Plan:
 
 
 def preflight(shape: Shape, training: Training, target: Target, counts: Counts) -> Plan:
-    """What the run needs, and if that does not fit, what would."""
+    """Estimate what a run needs, and if that does not fit, what would."""
     needed = need(shape, training, target, counts)
-    paged = on_host(needed.engine)
-    state = optimizer_bytes(trained(shape, training), needed.engine) if paged else 0
+    paged = on_host(needed.computation)
+    state = optimizer_bytes(trained(shape, training), needed.computation) if paged else 0
     fits = needed.memory.total <= target.memory
     return Plan(
         target=target,
         needed=needed.memory,
         on_host=state,
-        checkpointing=needed.engine.checkpointing,
+        checkpointing=needed.computation.checkpointing,
         schedule=needed.schedule,
         counts=counts,
         tokens=round(epochs(needed.schedule, target, counts) * counts.tokens),
@@ -87,7 +89,7 @@ def _seconds(
     work = training_pass(
         shape,
         training,
-        needed.engine,
+        needed.computation,
         tokens=rounds * counts.tokens / target.devices,
         supervised=rounds * counts.supervised / target.devices,
         span=span,
@@ -95,5 +97,5 @@ def _seconds(
     seen = ceil(schedule.total_steps / schedule.eval_steps) * counts.validation_tokens
     losses = forward(shape, tokens=seen, supervised=seen * share, span=span) / target.devices
     passes = schedule.total_steps * schedule.accumulation
-    trains = seconds(shape, training, needed.engine, target.speed, work=work, passes=passes)
+    trains = seconds(shape, training, needed.computation, target.speed, work=work, passes=passes)
     return trains + losses / rate
