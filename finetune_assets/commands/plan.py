@@ -40,7 +40,7 @@ def plan(entry: Entry, gpu: str | None = None, devices: int | None = None) -> Pl
     on = target(training, where, gpu or settings.device(), devices)
     counts = counted(entry) or sampled(entry)
     if on.speed is None:
-        on = replace(on, speed=operations.measured(on.hardware, shape))
+        on = replace(on, speed=operations.measure_speed(on.hardware, shape))
     return preflight(shape, training, on, counts)
 
 

@@ -219,7 +219,7 @@ def _estimate(entry: Entry, training: Training, counts: Counts) -> str:
     if not shape.known(config):
         return said
     base = shape.read(config, entry.uri)
-    on = replace(on, speed=operations.measured(on.hardware, base))
+    on = replace(on, speed=operations.measure_speed(on.hardware, base))
     made = preflight(base, training, on, counts)
     assert made.seconds is not None
     return (

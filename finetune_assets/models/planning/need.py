@@ -87,7 +87,7 @@ def target(training: Training, where: str, device: str | None, devices: int | No
         resolve(machine),
         round(machine.memory_gb * GIB),
         devices or recipe,
-        operations.of_gpu(named) if named else None,
+        operations.published_speed(named) if named else None,
     )
 
 

@@ -35,12 +35,12 @@ are launched one by one; LitGPT's table of one row a pass has it for models of 1
 parameters."""
 
 PROBE_SECONDS = 0.5
-"""Time that `measured` takes."""
+"""Time that `measure_speed` takes."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one device achieves in training."""
+    """The work that one device gets done in training."""
 
     operations: float
     """Floating-point operations a second."""
@@ -50,7 +50,7 @@ class Speed:
     """Seconds that a pass through a block takes at least."""
 
 
-def of_gpu(gpu: Gpu) -> Speed:
+def published_speed(gpu: Gpu) -> Speed:
     """Return the speed that published peaks promise, at UTILISATION."""
     bandwidth = gpu.bandwidth * 1e9 * DEQUANTISING_EFFICIENCY
     return Speed(gpu.tflops * 1e12 * UTILISATION, bandwidth / DEQUANTISED_BYTES, BLOCK_SECONDS)
@@ -125,7 +125,7 @@ def training_pass(
     return total
 
 
-def measured(hardware: Hardware, shape: Shape) -> Speed:
+def measure_speed(hardware: Hardware, shape: Shape) -> Speed:
     """Time matrix products of this model's size on this machine, for half a second."""
     import torch
 

@@ -13,7 +13,7 @@ from finetune_assets.models.planning.memory import (
     weight_bytes,
 )
 from finetune_assets.models.planning.memory import trained as trained_matrices
-from finetune_assets.models.planning.speed import of_gpu, seconds, training_pass
+from finetune_assets.models.planning.speed import published_speed, seconds, training_pass
 from finetune_assets_tests.models.planning.published import (
     CASES,
     FULL,
@@ -55,7 +55,7 @@ def test_time_is_within_three_tenths_of_what_was_published(timed: Timed) -> None
         supervised=timed.tokens,
         span=timed.span,
     )
-    speed = of_gpu(gpu(timed.gpu, "a test"))
+    speed = published_speed(gpu(timed.gpu, "a test"))
     found = seconds(case.shape, case.training, case.computation, speed, work=work, passes=1)
     assert found == pytest.approx(timed.published, rel=0.30)
 
