@@ -112,7 +112,7 @@ def ours(
     from finetune_assets.catalog.training import Training
     from finetune_assets.models.planning.hardware import this_machine
     from finetune_assets.models.runs.train import train
-    from finetune_assets.models.tokenization.contexts import writing
+    from finetune_assets.models.tokenization.contexts import write_contexts
     from finetune_assets.models.tokenization.pack import one_each
     from finetune_assets.models.tokenization.render import IGNORED
     from finetune_assets.models.tokenization.rows import RowTokenizer
@@ -121,7 +121,7 @@ def ours(
     tokenize = RowTokenizer.of(load_tokenizer(base), str(base))
     tokens = tokenize([{"messages": m} for m in conversations])
     for split, some in (("train", tokens), ("validation", tokens[:4])):
-        with writing(out / "set", split) as writer:
+        with write_contexts(out / "set", split) as writer:
             for each in some:
                 learned = each.labels != IGNORED
                 writer.append(each.input_ids, learned, np.array([len(learned)]))
