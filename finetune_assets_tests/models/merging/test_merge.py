@@ -17,10 +17,10 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from finetune_assets.defs.metadata import TOLERANCE
 from finetune_assets.errors import UserError
 from finetune_assets.models.bases.weights import INDEX, stored_dtype
 from finetune_assets.models.merging.merge import merge, parity
-from finetune_assets.models.merging.tolerance import TOLERANCE
 
 PROMPTS = [[5, 6, 7, 8, 20, 90, 33, 41], [9, 8, 7]]
 
