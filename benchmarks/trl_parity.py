@@ -140,7 +140,7 @@ def validation_loss(base: Path, adapter: Path, conversations: list[Any]) -> floa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from finetune_assets.models.kernels.loss import mean_loss
+    from finetune_assets.models.kernels.loss import nll_of
     from finetune_assets.models.tokenization.contexts import join
     from finetune_assets.models.tokenization.rows import RowTokenizer
 
@@ -148,7 +148,8 @@ def validation_loss(base: Path, adapter: Path, conversations: list[Any]) -> floa
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter)
     contexts = [join([t]) for t in tokenize([{"messages": m} for m in conversations])]
-    return mean_loss(model, contexts, batch_size=8, pad_token_id=0, autocast=nullcontext)
+    total, count = nll_of(model, contexts, batch_size=8, pad_token_id=0, autocast=nullcontext)
+    return total / count
 
 
 def load_tokenizer(base: Path) -> Any:

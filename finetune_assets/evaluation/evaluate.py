@@ -23,7 +23,7 @@ from finetune_assets.evaluation.metrics import RowScore, mean, score
 from finetune_assets.evaluation.report import render
 from finetune_assets.evaluation.results import Report, Sample, Scores, Slice
 from finetune_assets.models.kernels.generate import Generation, generate
-from finetune_assets.models.kernels.loss import mean_loss
+from finetune_assets.models.kernels.loss import nll_of
 from finetune_assets.models.planning.hardware import Hardware, this_machine
 from finetune_assets.models.tokenization.contexts import join
 from finetune_assets.models.tokenization.fit import cut_document
@@ -199,7 +199,8 @@ def _loss(
         for piece in (cut_document(tokens, DOCUMENT_TOKENS) if is_document(row) else [tokens])
     ]
     contexts.sort(key=lambda context: -len(context.input_ids))
-    return mean_loss(model, contexts, batch_size=8, pad_token_id=pad, autocast=nullcontext)
+    total, count = nll_of(model, contexts, batch_size=8, pad_token_id=pad, autocast=nullcontext)
+    return total / count
 
 
 def _slices(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeAlias, TypedDict, Unpack
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,17 +26,6 @@ Batch = dict[str, torch.Tensor]
 and `offsets` of documents where contexts lie in one row."""
 
 Model: TypeAlias = PreTrainedModel | PeftModel
-
-
-class Measuring(TypedDict, total=False):
-    """The keywords of `nll_of`."""
-
-    batch_size: int
-    """Contexts of a forward pass."""
-    pad_token_id: int
-    autocast: Callable[[], AbstractContextManager[object]]
-    fused: bool
-    """As of `supervised_nll`."""
 
 
 def collate_flat(contexts: Sequence[Context]) -> Batch:
@@ -246,11 +235,3 @@ def nll_of(
             total, count = total + float(nll), count + tokens
     model.train(training)
     return total, count
-
-
-def mean_loss(
-    model: torch.nn.Module, contexts: Sequence[Context], **how: Unpack[Measuring]
-) -> float:
-    """Return the token-weighted mean loss (nats) of contexts."""
-    total, count = nll_of(model, contexts, **how)
-    return total / count

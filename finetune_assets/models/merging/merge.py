@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -23,27 +23,7 @@ from finetune_assets.models.bases.weights import (
 from finetune_assets.models.merging.update import Update
 
 
-class Merged(TypedDict):
-    """What was merged."""
-
-    merged_layers: int
-    replaced_tensors: int
-    untied: list[str]
-    """Tensors that were tied in the base, and are stored on their own now."""
-
-
-class Parity(TypedDict):
-    """How the logits of a merged model differ from those of base and adapter."""
-
-    max_logit_difference: float
-    relative_difference: float
-    """The largest difference as a share of the range of the logits."""
-    positions: int
-    top_token_disagreements: int
-    """Positions at which the two disagree on the most likely token."""
-
-
-def merge(base: Path, adapter: Path, out: Path) -> Merged:
+def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     """Write the model that base and adapter are together, and count what was merged.
 
     Any LoRA (rsLoRA, DoRA, biases, modules trained whole) is computed in float32 and stored in the
@@ -125,7 +105,7 @@ def _write_index(out: Path, size: int) -> None:
     (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _whole_model(tuned: Path, out: Path) -> Merged:
+def _whole_model(tuned: Path, out: Path) -> dict[str, Any]:
     names = [path.name for path in shards(tuned)]
     for name in names:
         try:
@@ -137,11 +117,17 @@ def _whole_model(tuned: Path, out: Path) -> Merged:
     return {"merged_layers": 0, "replaced_tensors": len(tensor_files(out)), "untied": []}
 
 
-def parity(base: Path, adapter: Path, merged: Path, prompts: list[list[int]]) -> Parity:
+def parity(
+    base: Path, adapter: Path, merged: Path, prompts: list[list[int]]
+) -> dict[str, float | int]:
     """Compare logits of what was trained (by PEFT, float32) with those of the merged model.
 
     Args:
         prompts: token ids of real prompts.
+
+    Returns:
+        Largest absolute logit difference, that difference relative to the logits' range, and the
+        number of positions at which the two disagree on the most likely token.
     """
     whole = not (adapter / ADAPTER_CONFIG).exists()
     pair = AutoModelForCausalLM.from_pretrained(adapter if whole else base, dtype=torch.float32)
