@@ -17,6 +17,7 @@ from dagster_pipes import open_dagster_pipes
 
 from finetune_assets.errors import UserError
 from finetune_assets.launch.reporter import Reporter
+from finetune_assets.processes.garbage import set_aside_garbage
 from finetune_assets.storage import artifacts as artifacts
 from finetune_assets.storage import checkpoints
 from finetune_assets.storage.fingerprint import digest
@@ -59,9 +60,11 @@ def training_sets(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
 def adapters(job: Job, out: Path, report: Reporter) -> dict[str, Any]:
     from finetune_assets.catalog.training import Training
     from finetune_assets.models.planning.hardware import this_machine
-    from finetune_assets.models.runs.train import train
-    from finetune_assets.models.training.passthrough import require_valid
-    from finetune_assets.models.training.task import Request
+
+    with set_aside_garbage():
+        from finetune_assets.models.runs.train import train
+        from finetune_assets.models.training.passthrough import require_valid
+        from finetune_assets.models.training.task import Request
 
     checkpointing = job.config.pop("checkpointing")
     training = Training.model_validate(job.config)

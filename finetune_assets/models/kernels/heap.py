@@ -1,14 +1,11 @@
-"""Care for memory beside the tensors: gaps in the heap, and Python's own objects.
+"""A heap without large gaps.
 
 Workers keep what they free, as clearing new pages costs a tenth of a step (`ALLOCATOR` in
 `launch/process_group.py`). Rows of changing lengths leave gaps in it, which grow step by step.
 """
 
 import ctypes
-import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psutil
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -45,18 +42,3 @@ def trim() -> None:
     """Give every free page of the heap back to the system; do nothing without glibc."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
-
-
-@contextmanager
-def set_aside_garbage() -> Iterator[None]:
-    """Keep the garbage collector from objects made in this block, also afterwards.
-
-    Loading a model makes a million objects, which are there to stay. The collector would go through
-    them again and again as they become more, for a fifth of the time that loading takes.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

@@ -10,7 +10,7 @@ from typing import Any
 from finetune_assets.errors import UserError
 from finetune_assets.models.adapters.initial import FROM_BASE
 from finetune_assets.models.adapters.saving import INITIAL, gathered, save_adapter
-from finetune_assets.models.kernels.heap import HeapTrimmer, set_aside_garbage
+from finetune_assets.models.kernels.heap import HeapTrimmer
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.planning.schedule import Schedule
@@ -21,6 +21,7 @@ from finetune_assets.models.training.samples import answering
 from finetune_assets.models.training.task import Copying, Report, Request, Task
 from finetune_assets.models.training.trainer import Setup, make_trainer
 from finetune_assets.models.training.watch import Memory, histories, watcher
+from finetune_assets.processes.garbage import set_aside_garbage
 from finetune_assets.storage import checkpoints
 
 SPLITS = ("train", "validation")
