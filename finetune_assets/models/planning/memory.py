@@ -109,10 +109,12 @@ class Load:
     """Devices that share the run."""
 
 
-def memory(shape: Shape, training: Training, computation: Computation, load: Load) -> Memory:
+def estimate_memory(
+    shape: Shape, training: Training, computation: Computation, load: Load
+) -> Memory:
     """Return the memory of one device at its peak."""
     strategy = training.devices.strategy
-    found = phases(shape, training, computation, load)
+    found = estimate_phases(shape, training, computation, load)
     return peak([divide(phase, strategy, load.devices) for phase in found], computation.slack)
 
 
@@ -123,7 +125,7 @@ def peak(found: Iterable[Memory], slack: float = 0.0) -> Memory:
     return most + Memory(runtime=round(slack * temporary))
 
 
-def phases(
+def estimate_phases(
     shape: Shape, training: Training, computation: Computation, load: Load
 ) -> tuple[Memory, Memory, Memory]:
     """Return the memory at the three moments that can be the peak, before devices divide it.
@@ -132,7 +134,7 @@ def phases(
     optimizer's step.
     """
     strategy, full = training.devices.strategy, training.method == "full"
-    matrices = trained(shape, training)
+    matrices = trained_matrices(shape, training)
     numbers = _count(matrices)
     gradients = numbers * FLOAT32
     frozen = weight_bytes(shape, training, computation)
@@ -179,7 +181,7 @@ def quantised_bytes(training: Training) -> float:
     return 0.5 + scales
 
 
-def trained(shape: Shape, training: Training) -> Matrices:
+def trained_matrices(shape: Shape, training: Training) -> Matrices:
     """Return the matrices whose gradients are computed."""
     matrices: Matrices = Counter()
     vocabulary = (shape.vocabulary, shape.hidden)

@@ -10,7 +10,13 @@ from finetune_assets.models.planning import speed as operations
 from finetune_assets.models.planning.choices import LOGIT_BYTES, PLAIN, pays_to_compile, precision
 from finetune_assets.models.planning.gpus import gpu
 from finetune_assets.models.planning.hardware import Hardware, probe, resolve
-from finetune_assets.models.planning.memory import FLOAT32, Computation, Load, Memory, memory
+from finetune_assets.models.planning.memory import (
+    FLOAT32,
+    Computation,
+    Load,
+    Memory,
+    estimate_memory,
+)
 from finetune_assets.models.planning.schedule import Schedule, make_schedule
 from finetune_assets.models.planning.shape import Shape
 from finetune_assets.models.planning.speed import Speed
@@ -111,7 +117,7 @@ def need(shape: Shape, training: Training, target: Target, counts: Counts) -> Ne
     auto = training.gradient_checkpointing == "auto"
     for checkpointing in (False, True) if auto else (bool(training.gradient_checkpointing),):
         computation = _computation(shape, training, target, schedule, counts, checkpointing)
-        needed = memory(shape, training, computation, load)
+        needed = estimate_memory(shape, training, computation, load)
         if needed.total <= target.memory:
             break
     return Need(needed, computation, schedule)

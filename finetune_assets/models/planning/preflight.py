@@ -5,12 +5,17 @@ from math import ceil
 from typing import Any
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.models.planning.memory import Memory, on_host, optimizer_bytes, trained
+from finetune_assets.models.planning.memory import (
+    Memory,
+    on_host,
+    optimizer_bytes,
+    trained_matrices,
+)
 from finetune_assets.models.planning.need import Counts, Need, Target, epochs, need
 from finetune_assets.models.planning.remedies import Suggestion, suggestions
 from finetune_assets.models.planning.schedule import Schedule
 from finetune_assets.models.planning.shape import Shape
-from finetune_assets.models.planning.speed import forward, seconds, training_pass
+from finetune_assets.models.planning.speed import forward_operations, seconds, training_operations
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def preflight(shape: Shape, training: Training, target: Target, counts: Counts) 
     """Estimate what a run needs, and if that does not fit, what would."""
     needed = need(shape, training, target, counts)
     paged = on_host(needed.computation)
-    state = optimizer_bytes(trained(shape, training), needed.computation) if paged else 0
+    state = optimizer_bytes(trained_matrices(shape, training), needed.computation) if paged else 0
     fits = needed.memory.total <= target.memory
     return Plan(
         target=target,
@@ -86,7 +91,7 @@ def _seconds(
     schedule, rate = needed.schedule, target.speed.operations
     rounds = epochs(schedule, target, counts)
     span, share = counts.tokens / counts.rows, counts.supervised / counts.tokens
-    work = training_pass(
+    work = training_operations(
         shape,
         training,
         needed.computation,
@@ -95,7 +100,9 @@ def _seconds(
         span=span,
     )
     seen = ceil(schedule.total_steps / schedule.eval_steps) * counts.validation_tokens
-    losses = forward(shape, tokens=seen, supervised=seen * share, span=span) / target.devices
+    losses = (
+        forward_operations(shape, tokens=seen, supervised=seen * share, span=span) / target.devices
+    )
     passes = schedule.total_steps * schedule.accumulation
     trains = seconds(shape, training, needed.computation, target.speed, work=work, passes=passes)
     return trains + losses / rate

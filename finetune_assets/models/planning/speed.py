@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.planning.gpus import UTILISATION, Gpu
 from finetune_assets.models.planning.hardware import Hardware
-from finetune_assets.models.planning.memory import Computation, trained
+from finetune_assets.models.planning.memory import Computation, trained_matrices
 from finetune_assets.models.planning.shape import Shape
 
 CPU_EFFICIENCY = 0.5
@@ -78,7 +78,7 @@ def seconds(
     return needed
 
 
-def forward(shape: Shape, *, tokens: float, supervised: float, span: float) -> float:
+def forward_operations(shape: Shape, *, tokens: float, supervised: float, span: float) -> float:
     """Return the operations of a forward pass.
 
     Args:
@@ -97,7 +97,7 @@ def _attention(shape: Shape, tokens: float, span: float) -> float:
     return 2 * shape.layers * shape.query * span * tokens
 
 
-def training_pass(
+def training_operations(
     shape: Shape,
     training: Training,
     computation: Computation,
@@ -106,19 +106,19 @@ def training_pass(
     supervised: float,
     span: float,
 ) -> float:
-    """Return the operations of a forward and a backward pass; arguments are those of `forward`.
+    """Return the operations of a forward and a backward pass.
 
     They are 4 for each frozen weight and token, 6 for each trained one, and 2 more of all in the
     blocks where activations are computed again.
     """
-    once = forward(shape, tokens=tokens, supervised=supervised, span=span)
+    once = forward_operations(shape, tokens=tokens, supervised=supervised, span=span)
     # Fused attention computes the scores again: five products back for two forth.
     total = 2 * once + 0.5 * _attention(shape, tokens, span)
     if training.method == "full":
         total += 2 * (shape.linear + shape.layers * shape.active_experts) * tokens
         total += 2 * shape.vocabulary * shape.hidden * supervised
     else:
-        matrices = trained(shape, training)
+        matrices = trained_matrices(shape, training)
         total += 6 * sum(rows * columns * n for (rows, columns), n in matrices.items()) * tokens
     if computation.checkpointing:
         total += once - 2 * shape.vocabulary * shape.hidden * supervised

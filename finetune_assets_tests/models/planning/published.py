@@ -29,11 +29,11 @@ from finetune_assets.models.planning.memory import (
     Load,
     Memory,
     divide,
+    estimate_phases,
     kept_inputs,
     peak,
-    phases,
     quantised_bytes,
-    trained,
+    trained_matrices,
 )
 from finetune_assets.models.planning.shape import Shape, adapted, read
 
@@ -125,7 +125,8 @@ def estimate(case: Case) -> Memory:
     shape, training, tool = case.shape, case.training, case.tool
     load = Load(case.tokens, case.tokens, case.tokens, case.devices)
     loss, block, step = (
-        _in_16_bits(phase, case) for phase in phases(shape, training, tool.computation, load)
+        _in_16_bits(phase, case)
+        for phase in estimate_phases(shape, training, tool.computation, load)
     )
     more = case.tokens * _more_of_a_block(case)
     kept = 0 if tool.computation.checkpointing else shape.layers * more
@@ -153,7 +154,9 @@ def estimate(case: Case) -> Memory:
 
 def numbers(shape: Shape, training: Training) -> int:
     """How many numbers are trained."""
-    return sum(rows * columns * n for (rows, columns), n in trained(shape, training).items())
+    return sum(
+        rows * columns * n for (rows, columns), n in trained_matrices(shape, training).items()
+    )
 
 
 def _more_of_a_block(case: Case) -> int:
@@ -171,7 +174,7 @@ def _more_of_a_block(case: Case) -> int:
 def _in_16_bits(phase: Memory, case: Case) -> Memory:
     """What is trained takes half; a quantised model may have a quantised head."""
     shape, training, tool = case.shape, case.training, case.tool
-    matrices = trained(shape, training)
+    matrices = trained_matrices(shape, training)
     largest = 2 * max(rows * columns for rows, columns in matrices)
     weights = phase.weights
     if training.method == "full":

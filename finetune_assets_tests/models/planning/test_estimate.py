@@ -8,12 +8,12 @@ from finetune_assets.models.planning.gpus import gpu
 from finetune_assets.models.planning.memory import (
     Computation,
     Load,
-    memory,
+    estimate_memory,
     optimizer_bytes,
+    trained_matrices,
     weight_bytes,
 )
-from finetune_assets.models.planning.memory import trained as trained_matrices
-from finetune_assets.models.planning.speed import published_speed, seconds, training_pass
+from finetune_assets.models.planning.speed import published_speed, seconds, training_operations
 from finetune_assets_tests.models.planning.published import (
     CASES,
     FULL,
@@ -47,7 +47,7 @@ def test_the_published_figures_are_met_without_a_lean() -> None:
 @pytest.mark.parametrize("timed", TIMED, ids=lambda timed: timed.case.name)
 def test_time_is_within_three_tenths_of_what_was_published(timed: Timed) -> None:
     case = timed.case
-    work = training_pass(
+    work = training_operations(
         case.shape,
         case.training,
         case.computation,
@@ -138,8 +138,8 @@ def test_strategies_divide_what_zero_divides(
     training = FULL.model_copy(update={"devices": recipe(devices={"count": 4}).devices})
     training.devices.strategy = strategy  # type: ignore[assignment]
     computation = Computation(accumulates=True)
-    alone = memory(LLAMA_7B, FULL, computation, Load(256, 256, 256))
-    one_of_four = memory(LLAMA_7B, training, computation, Load(256, 256, 256, devices=4))
+    alone = estimate_memory(LLAMA_7B, FULL, computation, Load(256, 256, 256))
+    one_of_four = estimate_memory(LLAMA_7B, training, computation, Load(256, 256, 256, devices=4))
     assert one_of_four.weights == alone.weights // weights
     assert one_of_four.gradients == alone.gradients // gradients
     assert one_of_four.optimizer == alone.optimizer // state
@@ -152,7 +152,7 @@ def test_what_each_setting_costs_or_saves() -> None:
     load = Load(tokens=4096, supervised=2048, longest=1024)
 
     def total(training=base, computation: Computation = computation, **changes: int) -> int:
-        return memory(LLAMA_7B, training, computation, replace(load, **changes)).total
+        return estimate_memory(LLAMA_7B, training, computation, replace(load, **changes)).total
 
     known = total()
     assert total(computation=replace(computation, checkpointing=True)) < 0.6 * known
