@@ -186,12 +186,9 @@ def tokenizer_of(model: str, work: Path) -> Path:
         return Path(model).absolute()
     folder = work / "base"
     if not folder.exists():
-        from transformers import AutoTokenizer
+        from finetune_assets.models.bases.reference import BaseReference
 
-        from finetune_assets.models.bases.reference import gguf_file
-
-        file = gguf_file(model, "benchmark")
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+        BaseReference(model, None, "benchmark").tokenizer().save_pretrained(folder)
     return folder
 
 

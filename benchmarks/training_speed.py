@@ -177,13 +177,14 @@ def prepare(file: Path, count: int, work: Path) -> list[dict[str, str]]:
     import polars as pl
 
     from finetune_assets.models.bases import prepare as base_model
+    from finetune_assets.models.bases.reference import BaseReference
 
     rows = read_rows(file, count + HELD_OUT)
     held_out = rows[:: len(rows) // HELD_OUT][:HELD_OUT]
     splits = {"train": [row for row in rows if row not in held_out], "validation": held_out}
     if not (work / "base" / "config.json").exists():
         (work / "base").mkdir(exist_ok=True)
-        base_model.prepare(BASE, None, work / "base", "benchmark")
+        base_model.prepare(BaseReference(BASE, None, "benchmark"), work / "base")
     for folder in ("rows", "conversations", "instructions"):
         shutil.rmtree(work / folder, ignore_errors=True)
         (work / folder).mkdir()
@@ -260,7 +261,7 @@ def validation_loss(base: Path, trained: Path, rows: list[dict[str, str]]) -> fl
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune_assets.models.kernels.loss import mean_loss
+    from finetune_assets.models.kernels.loss import nll_of
     from finetune_assets.models.tokenization.contexts import join
     from finetune_assets.models.tokenization.rows import RowTokenizer
 
@@ -272,7 +273,8 @@ def validation_loss(base: Path, trained: Path, rows: list[dict[str, str]]) -> fl
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     tokenize = RowTokenizer.of(AutoTokenizer.from_pretrained(base), str(base))
     contexts = [join([t]) for t in tokenize([{"messages": conversation(row)} for row in rows])]
-    return mean_loss(model, contexts, batch_size=4, pad_token_id=0, autocast=nullcontext)
+    total, count = nll_of(model, contexts, batch_size=4, pad_token_id=0, autocast=nullcontext)
+    return total / count
 
 
 def median_of(runs: list[Measured]) -> Measured:

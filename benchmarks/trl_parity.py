@@ -112,7 +112,7 @@ def ours(
     from finetune_assets.catalog.training import Training
     from finetune_assets.models.planning.hardware import this_machine
     from finetune_assets.models.runs.train import train
-    from finetune_assets.models.tokenization.contexts import writing
+    from finetune_assets.models.tokenization.contexts import write_contexts
     from finetune_assets.models.tokenization.pack import one_each
     from finetune_assets.models.tokenization.render import IGNORED
     from finetune_assets.models.tokenization.rows import RowTokenizer
@@ -121,7 +121,7 @@ def ours(
     tokenize = RowTokenizer.of(load_tokenizer(base), str(base))
     tokens = tokenize([{"messages": m} for m in conversations])
     for split, some in (("train", tokens), ("validation", tokens[:4])):
-        with writing(out / "set", split) as writer:
+        with write_contexts(out / "set", split) as writer:
             for each in some:
                 learned = each.labels != IGNORED
                 writer.append(each.input_ids, learned, np.array([len(learned)]))
@@ -140,7 +140,7 @@ def validation_loss(base: Path, adapter: Path, conversations: list[Any]) -> floa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from finetune_assets.models.kernels.loss import mean_loss
+    from finetune_assets.models.kernels.loss import nll_of
     from finetune_assets.models.tokenization.contexts import join
     from finetune_assets.models.tokenization.rows import RowTokenizer
 
@@ -148,7 +148,8 @@ def validation_loss(base: Path, adapter: Path, conversations: list[Any]) -> floa
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter)
     contexts = [join([t]) for t in tokenize([{"messages": m} for m in conversations])]
-    return mean_loss(model, contexts, batch_size=8, pad_token_id=0, autocast=nullcontext)
+    total, count = nll_of(model, contexts, batch_size=8, pad_token_id=0, autocast=nullcontext)
+    return total / count
 
 
 def load_tokenizer(base: Path) -> Any:
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2)
     options = parser.parse_args()
     from finetune_assets.models.bases.prepare import prepare
+    from finetune_assets.models.bases.reference import BaseReference
 
     conversations = read_rows(options.rows * 3 // 2)
     training, held_out = conversations[: options.rows], conversations[options.rows :]
@@ -172,7 +174,7 @@ def main() -> None:
         out = Path(folder)
         base = out / "base"
         base.mkdir()
-        prepare(BASE, None, base, "benchmark")
+        prepare(BaseReference(BASE, None, "benchmark"), base)
         losses, seconds = {}, {}
         for name, run in (("plain TRL", plain_trl), ("finetune-assets", ours)):
             started = time.monotonic()

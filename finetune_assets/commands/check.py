@@ -9,7 +9,7 @@ from rich.markup import escape
 from finetune_assets.catalog.load import Entry
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
 from finetune_assets.data.splits.rehearsal import rehearse
-from finetune_assets.models.bases.reference import load_tokenizer
+from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.tokenization.render import stop_token_ids
 from finetune_assets.models.tokenization.rows import RowTokenizer
 from finetune_assets.models.tokenization.training_set import loss_mask_text
@@ -66,7 +66,7 @@ def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Consol
     Returns:
         Tokens of every row of `accepted`.
     """
-    tokenizer = load_tokenizer(entry)
+    tokenizer = BaseReference.of(entry).tokenizer()
     training = entry.config.training
     tokenize = RowTokenizer.of(
         tokenizer,

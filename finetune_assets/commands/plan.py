@@ -12,10 +12,11 @@ from rich.table import Table
 
 from finetune_assets import settings
 from finetune_assets.catalog.load import Entry
+from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.planning import speed as operations
 from finetune_assets.models.planning.need import Counts, target
 from finetune_assets.models.planning.preflight import Plan, preflight
-from finetune_assets.models.planning.shape import Config, folder_config, gguf_config, read
+from finetune_assets.models.planning.shape import read
 from finetune_assets.models.planning.tables import GB, duration, memory_rows, suggestion_rows
 from finetune_assets.models.records import TrainingSetRecord
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
@@ -35,25 +36,13 @@ def plan(entry: Entry, gpu: str | None = None, devices: int | None = None) -> Pl
     training = entry.config.training
     if training.arguments:
         require_valid(training.arguments, entry.uri)
-    shape = read(base_config(entry), entry.config.base.model)
+    shape = read(BaseReference.of(entry).config(), entry.config.base.model)
     where = "--gpu" if gpu else settings.DEVICE_VARIABLE
     on = target(training, where, gpu or settings.device(), devices)
     counts = counted(entry) or sampled(entry)
     if on.speed is None:
-        on = replace(on, speed=operations.measured(on.hardware, shape))
+        on = replace(on, speed=operations.measure_speed(on.hardware, shape))
     return preflight(shape, training, on, counts)
-
-
-def base_config(entry: Entry) -> Config:
-    """Return the configuration of the base that a dataset names; its weights are not loaded."""
-    from finetune_assets.models.bases.reference import gguf_file, hub_snapshot, local_folder
-
-    model = entry.config.base.model
-    if model.startswith("package:"):
-        return gguf_config(gguf_file(model, entry.uri))
-    if model.startswith("hub:"):
-        return folder_config(hub_snapshot(model, entry.uri, weights=False))
-    return folder_config(local_folder(entry.locate(model), entry.uri))
 
 
 def counted(entry: Entry) -> Counts | None:
@@ -72,12 +61,11 @@ def counted(entry: Entry) -> Counts | None:
 def sampled(entry: Entry) -> Counts:
     """Count as a run would some rows of each split, and scale that up to all of them."""
     from finetune_assets.data.splits.rehearsal import rehearse
-    from finetune_assets.models.bases.reference import load_tokenizer
     from finetune_assets.models.tokenization.training_set import build
 
     with rehearse(entry) as (_, division), tempfile.TemporaryDirectory() as scratch:
         base, out = Path(scratch) / "base", Path(scratch) / "out"
-        load_tokenizer(entry).save_pretrained(base)
+        BaseReference.of(entry).tokenizer().save_pretrained(base)
         shares: dict[str, float] = {}
         splits: dict[str, Path] = {}
         for name in ("train", "validation"):

@@ -17,7 +17,7 @@ from finetune_assets.models.records import (
     TrainingSetRecord,
 )
 from finetune_assets.registry.promotion import RegisteredRecord
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import Manifest, Record
 
 

@@ -17,7 +17,7 @@ from finetune_assets.defs.partitions import OWNER, Force, datasets
 from finetune_assets.defs.progress import RowProgress
 from finetune_assets.defs.resources import ArtifactStore, Tracking
 from finetune_assets.defs.steps import CODE_VERSIONS, explain_failures, make
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import Manifest
 
 SPLIT_ASSETS = ("train_splits", "validation_splits", "test_splits")

@@ -10,7 +10,7 @@ from finetune_assets.data.splits.split_record import SplitRecord
 from finetune_assets.defs import charts
 from finetune_assets.defs.markdown import conversations
 from finetune_assets.defs.metadata import Metadata, table
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import Manifest, RecordPart
 
 

@@ -17,7 +17,7 @@ from finetune_assets.models.records import (
 )
 from finetune_assets.registry import tracking
 from finetune_assets.registry.promotion import RegisteredRecord
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
 
 Shown = dg.MetadataValue | dg.TableSchema | str | int | float | None

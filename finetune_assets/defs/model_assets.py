@@ -1,7 +1,5 @@
 """From base and splits to a registered model; every one of these runs in a worker process."""
 
-from pathlib import Path
-
 import fsspec
 
 from finetune_assets.catalog.config import SqlExecution
@@ -12,13 +10,11 @@ from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS
 from finetune_assets.defs.resources import ArtifactStore
 from finetune_assets.defs.steps import Inputs, Made, Needs, Page, identify, made_by_worker
 from finetune_assets.errors import UserError
-from finetune_assets.models.bases.reference import gguf_file, local_folder
+from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.records import AdapterRecord, MergedRecord, TrainingSetRecord
 from finetune_assets.registry.register import opponent
-from finetune_assets.storage import artifacts as artifacts
-from finetune_assets.storage import checkpoints
+from finetune_assets.storage import artifacts, checkpoints
 from finetune_assets.storage.artifacts import Manifest
-from finetune_assets.storage.fingerprint import digest
 
 PARITY_PROMPTS = 4
 """Contexts of the validation split that adapter and merged model are compared on."""
@@ -31,8 +27,8 @@ PARITY_PROMPTS = 4
 )
 def base_models(entry: Entry, inputs: Inputs) -> Needs:
     """The base model, pinned, as safetensors with its tokenizer and chat template."""
-    config, paths = _base_config(entry)
-    return Needs(config, inputs, lambda: paths)
+    base = BaseReference.of(entry)
+    return Needs(base.identity(), inputs, lambda: {"chat_template": base.chat_template})
 
 
 def _training_set_page(made: Made) -> Page:
@@ -138,28 +134,6 @@ def evaluation_reports(entry: Entry, inputs: Inputs) -> Needs:
 def registered_models(entry: Entry, inputs: Inputs) -> Needs:
     """The model's version in MLflow: `challenger`, and `champion` if it is the better one."""
     return Needs(entry.config.promotion.model_dump(), inputs)
-
-
-def _base_config(entry: Entry) -> tuple[dict[str, object], dict[str, object]]:
-    """What identifies the base, and where it is.
-
-    Files are told apart by size and time of change; a false alarm costs a copy, after which the
-    data version, a hash of the weights, is what it was.
-    """
-    model, template = entry.config.base.model, entry.config.base.chat_template
-    files: list[Path] = []
-    if model.startswith("package:"):
-        files = [gguf_file(model, entry.uri)]
-    elif not model.startswith("hub:"):
-        model = entry.locate(model)
-        files = sorted(p for p in local_folder(model, entry.uri).iterdir() if p.is_file())
-    template = entry.locate(template) if template else None
-    text = _text(template, entry.uri, "base.chat_template") if template else None
-    identity = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    return (
-        {"model": model, "files": identity, "template": digest(text) if text else None},
-        {"chat_template": template},
-    )
 
 
 def _evaluation_config(entry: Entry) -> dict[str, object]:

@@ -15,7 +15,7 @@ from finetune_assets.defs.metadata import Shown, table
 from finetune_assets.models.planning import shape
 from finetune_assets.models.planning.need import Counts, target
 from finetune_assets.models.planning.preflight import Plan, preflight
-from finetune_assets.models.planning.speed import measured
+from finetune_assets.models.planning.speed import measure_speed
 from finetune_assets.models.planning.tables import GB, memory_rows, suggestion_rows
 from finetune_assets.models.records import MergedRecord, PlanRecord, TrainingSetRecord
 from finetune_assets.storage.artifacts import Manifest
@@ -73,7 +73,7 @@ def preflight_of(entry: Entry, base: Manifest, training_set: Manifest) -> Plan |
     on = target(training, settings.DEVICE_VARIABLE, settings.device(), None)
     base_shape = shape.read(config, uri)
     if on.speed is None:
-        on = replace(on, speed=measured(on.hardware, base_shape))
+        on = replace(on, speed=measure_speed(on.hardware, base_shape))
     counts = Counts.of(training_set.record(TrainingSetRecord))
     return preflight(base_shape, training, on, counts)
 

@@ -9,7 +9,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from finetune_assets.errors import UserError
 from finetune_assets.registry import tracking
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import Manifest, Record
 
 Work = Callable[[Manifest, Path], Record]

@@ -3,23 +3,31 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from finetune_assets.errors import UserError
-from finetune_assets.evaluation.metrics import RowScore, score
+from finetune_assets.evaluation.metrics import RowScore, mean, score
 from finetune_assets.evaluation.report import render
-from finetune_assets.evaluation.results import Report, Sample, Slice
+from finetune_assets.evaluation.results import Report, Sample, Scores, Slice
 from finetune_assets.models.kernels.generate import Generation, generate
-from finetune_assets.models.kernels.loss import mean_loss
+from finetune_assets.models.kernels.loss import nll_of
 from finetune_assets.models.planning.hardware import Hardware, this_machine
 from finetune_assets.models.tokenization.contexts import join
 from finetune_assets.models.tokenization.fit import cut_document
-from finetune_assets.models.tokenization.render import Tokens, stop_token_ids
+from finetune_assets.models.tokenization.render import stop_token_ids
 from finetune_assets.models.tokenization.rows import (
     RowTokenizer,
     conversation,
@@ -33,6 +41,58 @@ DOCUMENT_TOKENS = 2048
 """Tokens of a context in which the loss of a document is measured."""
 
 
+class Settings(TypedDict):
+    """The keys of `evaluation:` that decide what is measured."""
+
+    metrics: list[str]
+    sql_script: str | None
+    """The text of the script that builds the database of `sql_execution`."""
+    max_new_tokens: int
+    max_rows: int | None
+    slices: list[str]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The rows that every model is measured on."""
+
+    rows: pl.DataFrame
+    """Rows whose loss is measured."""
+    judged: pl.DataFrame
+    """Those of them that are answered; documents ask no question."""
+    references: list[str]
+    """The expected answers of the judged rows."""
+
+    @classmethod
+    def read(cls, test: Path, limit: int | None) -> "Exam":
+        """Read a test split; at most `limit` of its rows are judged."""
+        # Ids are hashes, so the first rows by id are a random and stable choice.
+        rows = pl.read_parquet(test).sort("id").filter(pl.col("label").fill_null(True))
+        conversations = rows.filter(pl.col("text").is_null())
+        judged = conversations.head(limit) if limit else conversations
+        return cls(rows, judged, [reference(row) for row in judged.iter_rows(named=True)])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model achieved; lists are by judged row."""
+
+    loss: float
+    """Nats per token."""
+    answers: list[Generation]
+    scores: dict[str, list[RowScore]]
+    """Row scores by metric."""
+
+    def means(self, rows: Sequence[int]) -> Scores:
+        """Return the value of each metric over some rows."""
+        return {name: mean([every[i] for i in rows]) for name, every in self.scores.items()}
+
+    def of_rows(self, rows: Sequence[int]) -> Scores:
+        """Return the value of each metric over some rows, and their runaways."""
+        return self.means(rows) | {"runaway": float(sum(not self.answers[i].stopped for i in rows))}
+
+
 def evaluate(
     models: dict[str, Path],
     test: Path,
@@ -41,7 +101,7 @@ def evaluate(
     dataset: str,
     base_name: str,
     adapter: str,
-    config: dict[str, Any],
+    config: Settings,
     primary_metric: str,
     progress: Callable[[str], None],
     metrics: Callable[[dict[str, float], int], None],
@@ -51,78 +111,53 @@ def evaluate(
     Args:
         models: folders by name, in the order of the report; `base` and `tuned` at least.
         test: Parquet of the test conversations.
-        config: `metrics` (names), `sql_script` (text or None), `max_new_tokens`, `max_rows`,
-            `slices`, `samples`.
+        metrics: gets metrics by name, and a step, as they are measured.
     """
-    # Ids are hashes, so the first rows by id are a random and stable choice.
-    rows = pl.read_parquet(test).sort("id").filter(pl.col("label").fill_null(True))
-    conversations = rows.filter(pl.col("text").is_null())
-    judged = conversations.head(config["max_rows"]) if config["max_rows"] else conversations
-    references = [reference(row) for row in judged.iter_rows(named=True)]
-    # Documents have a loss, and no question that could be answered.
-    wanted = config["metrics"] if judged.height else []
-    hardware = this_machine()
-    losses: dict[str, float] = {}
-    generations: dict[str, list[Generation]] = {}
-    scored: dict[str, dict[str, list[RowScore]]] = {}
+    exam, hardware = Exam.read(test, config["max_rows"]), this_machine()
+    everything, results = range(exam.judged.height), {}
     for name, folder in models.items():
-        losses[name], generations[name] = _run(
-            name, folder, rows, judged, hardware, config["max_new_tokens"], progress
-        )
-        outputs = [g.text for g in generations[name]]
-        scored[name] = {
-            metric: score(metric, outputs, references, sql_script=config["sql_script"])
-            for metric in wanted
-        }
-        metrics({f"{name}.{k}": v for k, v in _totals(scored[name]).items()}, 0)
-        metrics({f"{name}.loss": losses[name]}, 0)
-    everything = list(range(judged.height))
+        results[name] = found = _examine(name, folder, exam, hardware, config, progress)
+        metrics({f"{name}.{k}": v for k, v in found.means(everything).items()}, 0)
+        metrics({f"{name}.loss": found.loss}, 0)
     report = Report(
         dataset=dataset,
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         base=base_name,
         adapter=adapter,
         models=list(models),
-        rows=judged.height,
-        loss_rows=rows.height,
+        rows=exam.judged.height,
+        loss_rows=exam.rows.height,
         scores={
-            name: {"loss": losses[name], "perplexity": math.exp(losses[name])}
-            | _at(scored[name], generations[name], everything)
-            for name in models
+            name: {"loss": found.loss, "perplexity": math.exp(found.loss)}
+            | found.of_rows(everything)
+            for name, found in results.items()
         },
-        slices=_slices(judged, config["slices"], scored, generations),
-        samples=_samples(judged, references, generations, scored, config["samples"]),
+        slices=_slices(exam, results, config["slices"]),
+        samples=_samples(exam, results, config["samples"]),
         primary_metric=primary_metric,
     )
     write_json(out / "report.json", report.model_dump())
     (out / "report.html").write_text(render(report), encoding="utf-8")
-    _generations_table(judged, references, generations, scored).write_parquet(
-        out / "generations.parquet"
-    )
+    _generations_table(exam, results).write_parquet(out / "generations.parquet")
+    slices = {k: {v: s.model_dump() for v, s in by.items()} for k, by in report.slices.items()}
     return {
-        "rows": judged.height,
-        "rows_with_loss": rows.height,
+        "rows": exam.judged.height,
+        "rows_with_loss": exam.rows.height,
         "scores": report.scores,
-        "slices": {
-            k: {v: s.model_dump() for v, s in by.items()} for k, by in report.slices.items()
-        },
+        "slices": slices,
         "hardware": hardware.record(),
     }
 
 
-def _run(
+def _examine(
     name: str,
     folder: Path,
-    rows: pl.DataFrame,
-    judged: pl.DataFrame,
+    exam: Exam,
     hardware: Hardware,
-    max_new_tokens: int,
+    config: Settings,
     progress: Callable[[str], None],
-) -> tuple[float, list[Generation]]:
-    """Loss over all rows, and one greedy generation for each judged row."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+) -> Result:
+    """Loss over all rows, and one greedy generation for each judged row, scored."""
     torch.set_num_threads(hardware.threads)
     started = time.monotonic()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -130,58 +165,49 @@ def _run(
         folder, dtype=hardware.torch_dtype(), attn_implementation=hardware.attention
     )
     model = model.to(device=hardware.device).eval()
+    loss = _loss(model, tokenizer, exam.rows, str(folder))
+    progress(f"{name}: loss {loss:.4f} over {exam.rows.height} rows")
+    answers = generate(
+        model,
+        tokenizer,
+        [prompt_of_row(tokenizer, row) for row in exam.judged.iter_rows(named=True)],
+        max_new_tokens=config["max_new_tokens"],
+        batch_size=hardware.generation_batch,
+        stop_token_ids=stop_token_ids(tokenizer, str(folder)),
+    )
+    seconds = time.monotonic() - started
+    tokens = sum(answer.token_count for answer in answers)
+    progress(f"{name}: {len(answers)} answers, {tokens} tokens in {seconds:.0f} s")
+    texts = [answer.text for answer in answers]
+    scores = {
+        metric: score(metric, texts, exam.references, sql_script=config["sql_script"])
+        for metric in (config["metrics"] if answers else [])
+    }
+    return Result(loss, answers, scores)
+
+
+def _loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: pl.DataFrame, where: str
+) -> float:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     learned = list(rows.iter_rows(named=True))
     # Loss is told of every answer, also of one that training would refuse.
-    tokenize = RowTokenizer.of(tokenizer, str(folder), strict=False)
+    tokenize = RowTokenizer.of(tokenizer, where, strict=False)
     contexts = [
         join([piece])
         for row, tokens in zip(learned, tokenize(learned), strict=True)
-        for piece in _pieces(tokens, is_document(row))
+        for piece in (cut_document(tokens, DOCUMENT_TOKENS) if is_document(row) else [tokens])
     ]
-    contexts.sort(key=lambda c: -len(c.input_ids))
-    loss = mean_loss(model, contexts, batch_size=8, pad_token_id=pad, autocast=nullcontext)
-    progress(f"{name}: loss {loss:.4f} over {rows.height} rows")
-    prompts = [prompt_of_row(tokenizer, row) for row in judged.iter_rows(named=True)]
-    generated = generate(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=hardware.generation_batch,
-        stop_token_ids=stop_token_ids(tokenizer, str(folder)),
-        on_progress=None,
-    )
-    seconds = time.monotonic() - started
-    tokens = sum(g.token_count for g in generated)
-    progress(f"{name}: {len(generated)} answers, {tokens} tokens in {seconds:.0f} s")
-    return loss, generated
-
-
-def _pieces(tokens: Tokens, document: bool) -> list[Tokens]:
-    return cut_document(tokens, DOCUMENT_TOKENS) if document else [tokens]
-
-
-def _totals(scored: dict[str, list[RowScore]]) -> dict[str, float]:
-    return {name: sum(s.score for s in rows) / len(rows) for name, rows in scored.items()}
-
-
-def _at(
-    scored: dict[str, list[RowScore]], generated: list[Generation], indices: list[int]
-) -> dict[str, float]:
-    """Metrics over some of the rows."""
-    totals = _totals({name: [rows[i] for i in indices] for name, rows in scored.items()})
-    return totals | {"runaway": float(sum(not generated[i].stopped for i in indices))}
+    contexts.sort(key=lambda context: -len(context.input_ids))
+    total, count = nll_of(model, contexts, batch_size=8, pad_token_id=pad, autocast=nullcontext)
+    return total / count
 
 
 def _slices(
-    judged: pl.DataFrame,
-    names: list[str],
-    scored: dict[str, dict[str, list[RowScore]]],
-    generations: dict[str, list[Generation]],
+    exam: Exam, results: dict[str, Result], names: list[str]
 ) -> dict[str, dict[str, Slice]]:
-    attributes = [json.loads(text) for text in judged["attributes"].to_list()]
-    result: dict[str, dict[str, Slice]] = {}
+    attributes = [json.loads(text) for text in exam.judged["attributes"].to_list()]
+    slices: dict[str, dict[str, Slice]] = {}
     for name in names:
         if not any(name in row for row in attributes):
             raise UserError(
@@ -190,57 +216,46 @@ def _slices(
                 "add it to `attributes:` of the source",
             )
         values = [str(row.get(name)) for row in attributes]
-        result[name] = {}
+        slices[name] = {}
         for value in sorted(set(values)):
-            indices = [i for i, v in enumerate(values) if v == value]
-            result[name][value] = Slice(
-                rows=len(indices),
-                scores={m: _at(scored[m], generations[m], indices) for m in scored},
-            )
-    return result
+            rows = [i for i, v in enumerate(values) if v == value]
+            scores = {model: found.of_rows(rows) for model, found in results.items()}
+            slices[name][value] = Slice(rows=len(rows), scores=scores)
+    return slices
 
 
-def _samples(
-    judged: pl.DataFrame,
-    references: list[str],
-    generations: dict[str, list[Generation]],
-    scored: dict[str, dict[str, list[RowScore]]],
-    count: int,
-) -> list[Sample]:
+def _samples(exam: Exam, results: dict[str, Result], count: int) -> list[Sample]:
     """The first rows; they are in order of id, so this is a random choice."""
-    samples = []
-    for index, row in enumerate(judged.head(count).iter_rows(named=True)):
-        samples.append(
-            Sample(
-                id=row["id"],
-                prompt="\n\n".join(m["content"] for m in conversation(row)[:-1]),
-                reference=references[index],
-                outputs={m: generations[m][index].text for m in generations},
-                scores={m: {k: rows[index].score for k, rows in scored[m].items()} for m in scored},
-                notes={
-                    m: "; ".join(note for r in scored[m].values() if (note := r[index].note))
-                    for m in scored
-                },
-                stopped={m: generations[m][index].stopped for m in generations},
-            )
+    return [
+        Sample(
+            id=row["id"],
+            prompt="\n\n".join(message["content"] for message in conversation(row)[:-1]),
+            reference=exam.references[i],
+            outputs={model: found.answers[i].text for model, found in results.items()},
+            scores={
+                model: {metric: every[i].score for metric, every in found.scores.items()}
+                for model, found in results.items()
+            },
+            notes={
+                model: "; ".join(note for every in found.scores.values() if (note := every[i].note))
+                for model, found in results.items()
+            },
+            stopped={model: found.answers[i].stopped for model, found in results.items()},
         )
-    return samples
+        for i, row in enumerate(exam.judged.head(count).iter_rows(named=True))
+    ]
 
 
-def _generations_table(
-    judged: pl.DataFrame,
-    references: list[str],
-    generations: dict[str, list[Generation]],
-    scored: dict[str, dict[str, list[RowScore]]],
-) -> pl.DataFrame:
-    table = judged.select("id", "source", "line").with_columns(pl.Series("reference", references))
-    for name, generated in generations.items():
+def _generations_table(exam: Exam, results: dict[str, Result]) -> pl.DataFrame:
+    references = pl.Series("reference", exam.references)
+    table = exam.judged.select("id", "source", "line").with_columns(references)
+    for name, found in results.items():
         table = table.with_columns(
-            pl.Series(f"{name}_output", [g.text for g in generated]),
-            pl.Series(f"{name}_stopped", [g.stopped for g in generated]),
+            pl.Series(f"{name}_output", [answer.text for answer in found.answers]),
+            pl.Series(f"{name}_stopped", [answer.stopped for answer in found.answers]),
             *(
-                pl.Series(f"{name}_{metric}", [s.score for s in rows])
-                for metric, rows in scored[name].items()
+                pl.Series(f"{name}_{metric}", [row.score for row in rows])
+                for metric, rows in found.scores.items()
             ),
         )
     return table

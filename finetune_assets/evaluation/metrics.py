@@ -1,6 +1,6 @@
 """Scores of generated text against references: one row score in [0, 1] per output.
 
-Metrics are chosen by name. A dataset's value is the mean of its row scores, for every metric, so
+A dataset's value is the mean of its row scores, for every metric, so
 that the table of a report and its samples agree.
 """
 
@@ -41,9 +41,13 @@ def score(
 ) -> list[RowScore]:
     """Score each output against the reference of the same row.
 
-    `sql_script` is the text of the SQL script that builds the database of `sql_execution`; the
-    other metrics ignore it. Raises ValueError for an unknown metric and for unequal row counts;
-    UserError, in `sql_execution`, for a missing or broken script and a reference that does not run.
+    Args:
+        sql_script: text of the SQL script that builds the database of `sql_execution`.
+
+    Raises:
+        ValueError: the metric is unknown, or there are more outputs than references or fewer.
+        UserError: in `sql_execution`, a script that is missing or broken, or a reference that
+            does not run.
     """
     if len(outputs) != len(references):
         raise ValueError(
@@ -79,7 +83,7 @@ def score(
 
 
 def mean(rows: Sequence[RowScore]) -> float:
-    """The dataset's value of a metric. Raises ValueError if there is no row."""
+    """Return a dataset's value of a metric; raise a ValueError if there is no row."""
     if not rows:
         raise ValueError("no rows to average; a metric needs at least one row.")
     return sum(row.score for row in rows) / len(rows)
@@ -110,7 +114,7 @@ def _rouge_l(outputs: Sequence[str], references: Sequence[str]) -> list[RowScore
         RowScore(
             1.0
             if _normalised(output) == _normalised(reference)
-            else scorer.score(reference, output)["rougeL"].fmeasure
+            else float(scorer.score(reference, output)["rougeL"].fmeasure)  # 0 without a word
         )
         for output, reference in zip(outputs, references, strict=True)
     ]

@@ -34,7 +34,7 @@ GROUPS: dict[Group, str] = {
 
 @dataclass(frozen=True)
 class Change:
-    """Tuned against another model, by one metric."""
+    """How the tuned model differs from another one, by one metric."""
 
     text: str
     verdict: Verdict
@@ -42,7 +42,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric's values by model, as shown, and tuned against each of the other models."""
+    """The values of a metric by model, as shown, and tuned against each of the other models."""
 
     metric: str
     lower_is_better: bool
@@ -52,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One metric's bars: model to length, as a percentage of the width."""
+    """The bars of a metric: model to length, as a percentage of the width."""
 
     line: Line
     bars: dict[str, float]
@@ -68,7 +68,7 @@ class Mark:
 
 
 def render(report: Report) -> str:
-    """The page. Text of models, data and configuration is escaped; nothing is loaded."""
+    """Render the page; text of models, data and configuration is escaped, and nothing loaded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -1,4 +1,4 @@
-"""What an evaluation found: the record behind the report page, and its table."""
+"""The findings of an evaluation: the record behind the report page, and its table."""
 
 import math
 from typing import Literal, Self
@@ -34,7 +34,7 @@ class Sample(RecordPart):
     reference: str
     outputs: dict[ModelName, str]
     scores: dict[ModelName, Scores] = {}
-    """Row scores in [0, 1]."""
+    """Row scores in [0, 1], by metric."""
     notes: dict[ModelName, str] = {}
     """Why a score is low, such as the error of an SQL query; empty for nothing to say."""
     stopped: dict[ModelName, bool] = {}
@@ -90,14 +90,14 @@ class Report(RecordPart):
 
 
 def verdict(metric: str, before: float, after: float) -> Verdict:
-    """Whether `after` improves on `before`; values that are shown alike are the same."""
+    """Judge whether `after` improves on `before`; values that are shown alike are the same."""
     if show(metric, before) == show(metric, after):
         return "same"
     return "better" if _merit(metric, after) > _merit(metric, before) else "worse"
 
 
 def show(metric: str, value: float) -> str:
-    """A value with as many digits as its metric deserves."""
+    """Show a value with as many digits as its metric deserves."""
     if not math.isfinite(value):
         return "∞" if value == math.inf else "not a number"
     match metric:
@@ -111,7 +111,7 @@ def show(metric: str, value: float) -> str:
 
 
 def show_change(metric: str, before: float, after: float) -> str:
-    """The signed difference with an arrow of its direction; a dash if there is none to tell."""
+    """Show the signed difference with an arrow of its direction; a dash if there is none."""
     if verdict(metric, before, after) == "same":
         return "="
     if not (math.isfinite(before) and math.isfinite(after)):
@@ -121,7 +121,7 @@ def show_change(metric: str, before: float, after: float) -> str:
 
 
 def compare_table(report: Report) -> str:
-    """The scores as a Markdown table: base, tuned and their difference, then the champion."""
+    """Return a Markdown table of scores: base, tuned and their difference, then the champion."""
     opponents = [model for model in report.models if model != "tuned"]
     header = ["metric", *report.models, *(f"tuned vs {model}" for model in opponents)]
     lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]

@@ -19,7 +19,8 @@ MAX_VM_STEPS = 20_000_000
 """Virtual machine instructions of one query, under a second; more is a query gone wrong."""
 
 MAX_SECONDS = 5.0
-"""Of one query: steps that move large values are slow, and fill the disk with what they sort."""
+"""Time of one query: steps that move large values are slow, and fill the disk with what they
+sort."""
 
 VM_STEPS_BETWEEN_CHECKS = 1_000
 
@@ -46,7 +47,7 @@ SQL_NOISE = re.compile(
 
 ORDER_BY_OR_PARENTHESIS = re.compile(r"[()]|\border\s+by\b", re.IGNORECASE)
 
-Row = tuple[Any, ...]
+ResultRow = tuple[Any, ...]
 
 
 class _Refused(Exception):
@@ -56,11 +57,14 @@ class _Refused(Exception):
 def score_queries(
     outputs: Sequence[str], references: Sequence[str], script: str
 ) -> list[str | None]:
-    """For each row None if output and reference return equal results, else what is wrong.
+    """Return for each row None if output and reference give equal results, else what is wrong.
 
     Results are equal as multisets of rows, or as sequences if the reference has a top-level
-    ORDER BY. Column names do not matter; column counts do. Raises UserError if the script does
-    not build a database, and if a reference does not run, naming its row (from 0) and its SQL.
+    ORDER BY. Column names do not matter; column counts do.
+
+    Raises:
+        UserError: the script does not build a database, or a reference does not run; it names the
+            row (from 0) and its SQL.
     """
     connection = _build_database(script)
     try:
@@ -128,7 +132,7 @@ def _compare(connection: sqlite3.Connection, row: int, output: str, reference: s
     return None
 
 
-def _run(connection: sqlite3.Connection, query: str, max_rows: int) -> tuple[list[Row], int]:
+def _run(connection: sqlite3.Connection, query: str, max_rows: int) -> tuple[list[ResultRow], int]:
     """Rows and column count of one SELECT; at most `max_rows` + 1 rows, enough to see an excess."""
     checks_left = MAX_VM_STEPS // VM_STEPS_BETWEEN_CHECKS
     deadline = time.monotonic() + MAX_SECONDS
@@ -169,7 +173,9 @@ def has_top_level_order_by(query: str) -> bool:
     return False
 
 
-def _merge_close_floats(first: list[Row], second: list[Row]) -> tuple[list[Row], list[Row]]:
+def _merge_close_floats(
+    first: list[ResultRow], second: list[ResultRow]
+) -> tuple[list[ResultRow], list[ResultRow]]:
     """Both results with close numbers made equal, in every column that holds a float.
 
     Rows can then be compared, counted and hashed as they are. Columns of integers stay exact.

@@ -17,16 +17,17 @@ from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.evaluation.results import EvaluationRecord
 from finetune_assets.launch.reporter import Reporter
+from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.records import (
     AdapterRecord,
     BaseRecord,
     MergedRecord,
     TrainingSetRecord,
 )
+from finetune_assets.processes.garbage import set_aside_garbage
 from finetune_assets.processes.identity import end_with_parent
 from finetune_assets.registry.promotion import RegisteredRecord
-from finetune_assets.storage import artifacts as artifacts
-from finetune_assets.storage import checkpoints
+from finetune_assets.storage import artifacts, checkpoints
 from finetune_assets.storage.artifacts import Record
 from finetune_assets.storage.fingerprint import digest, file_digest
 from finetune_assets.storage.job import PARENT, Job
@@ -36,8 +37,8 @@ def base_models(job: Job, out: Path, report: Reporter) -> BaseRecord:
     """Write the base model; its data version is the hash of its files."""
     from finetune_assets.models.bases.prepare import prepare
 
-    template = job.config.get("chat_template")
-    found = prepare(job.config["model"], Path(template) if template else None, out, job.where)
+    base = BaseReference(job.config["model"], job.config.get("chat_template"), job.where)
+    found = prepare(base, out)
     names = sorted(p for p in out.iterdir() if p.is_file())
     job.manifest.data_version = digest({p.name: file_digest(p) for p in names})
     return BaseRecord.model_validate(found)
@@ -67,9 +68,11 @@ def training_sets(job: Job, out: Path, report: Reporter) -> TrainingSetRecord:
 def adapters(job: Job, out: Path, report: Reporter) -> AdapterRecord:
     """Train, or go on training; the record keeps what the run was expected to need."""
     from finetune_assets.models.planning.hardware import this_machine
-    from finetune_assets.models.runs.train import train
-    from finetune_assets.models.training.passthrough import require_valid
-    from finetune_assets.models.training.task import Request
+
+    with set_aside_garbage():
+        from finetune_assets.models.runs.train import train
+        from finetune_assets.models.training.passthrough import require_valid
+        from finetune_assets.models.training.task import Request
 
     checkpointing, plan = job.config.pop("checkpointing"), job.config.pop("plan")
     training = Training.model_validate(job.config)
@@ -90,7 +93,8 @@ def adapters(job: Job, out: Path, report: Reporter) -> AdapterRecord:
 
 def merged_models(job: Job, out: Path, report: Reporter) -> MergedRecord:
     """Merge, and compare the logits of a few real prompts."""
-    from finetune_assets.models.merging.merge import merge, parity, stored_dtype
+    from finetune_assets.models.bases.weights import stored_dtype
+    from finetune_assets.models.merging.merge import merge, parity
     from finetune_assets.models.tokenization.contexts import Contexts
 
     base, adapter = job.folder("base_models"), job.folder("adapters")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune_assets.registry import tracking
 from finetune_assets.registry.promotion import RegisteredRecord, decide
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import write_json
 from finetune_assets.storage.fingerprint import library_versions
 from finetune_assets.storage.job import Job

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import Manifest
 
 PARENT = "FINETUNE_PARENT"

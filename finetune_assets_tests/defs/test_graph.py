@@ -21,7 +21,7 @@ import pytest
 from finetune_assets import settings
 from finetune_assets.commands.run import execute
 from finetune_assets.registry import tracking
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import Manifest
 from finetune_assets_tests.defs.test_definitions import ASSETS
 from finetune_assets_tests.tiny import RECIPE, write_rows

@@ -12,7 +12,7 @@ from finetune_assets.definitions import define
 from finetune_assets.launch.launcher import WORKER, Launcher
 from finetune_assets.launch.process_group import raise_reported
 from finetune_assets.models.records import AdapterRecord, PlanRecord
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.job import Job
 
 WORKERS = [

@@ -21,7 +21,7 @@ from finetune_assets.defs.data_assets import prompt_corpora, raw_datasets, split
 from finetune_assets.defs.model_assets import base_models
 from finetune_assets.errors import UserError
 from finetune_assets.registry import tracking
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets_tests.defs.test_automation import keys, tick
 from finetune_assets_tests.defs.test_definitions import ASSETS
 from finetune_assets_tests.defs.test_graph import (

@@ -46,6 +46,11 @@ def test_rouge_l_equals_the_library_on_ascii_and_reads_other_scripts() -> None:
     assert values("rouge_l", "кот сидел на стуле", "кот сидел на столе") == pytest.approx(0.75)
 
 
+def test_an_answer_without_words_has_a_score_of_the_same_type() -> None:
+    """The library gives 0 and not 0.0, and a column of both types is none."""
+    assert [type(row.score) for row in score("rouge_l", ["...", "a"], ["a", "a b"])] == [float] * 2
+
+
 def test_chrf_equals_sacrebleu() -> None:
     import sacrebleu
 

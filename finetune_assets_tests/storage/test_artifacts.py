@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune_assets.errors import UserError
-from finetune_assets.storage import artifacts as artifacts
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
 from finetune_assets.storage.fingerprint import fingerprint
 

@@ -11,19 +11,13 @@ import polars as pl
 
 from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.training import Training
-from finetune_assets.commands.plan import base_config
 from finetune_assets.errors import UserError
-from finetune_assets.models.bases.reference import (
-    gguf_file,
-    hub_snapshot,
-    load_tokenizer,
-    local_folder,
-)
+from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.planning import shape
 from finetune_assets.models.planning import speed as operations
 from finetune_assets.models.planning.need import Counts, target
 from finetune_assets.models.planning.preflight import preflight
-from finetune_assets.models.planning.schedule import plan
+from finetune_assets.models.planning.schedule import make_schedule
 from finetune_assets.models.planning.tables import GB, duration
 from finetune_assets.models.tokenization.fit import cut_document, fit
 from finetune_assets.models.tokenization.pack import pack
@@ -148,7 +142,8 @@ def recipe(train_rows: int, contexts: int) -> tuple[int, int]:
 
 
 def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
-    tokenizer = load_tokenizer(entry)
+    base = BaseReference.of(entry)
+    tokenizer = base.tokenizer()
     template = _template_for_tools(tokenizer, rows)
     tokenize = RowTokenizer.of(tokenizer, entry.uri, strict=False)
     learned = [row for row in rows.iter_rows(named=True) if is_learned(row)]
@@ -160,7 +155,7 @@ def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
         )
     tokens = tokenize(learned)
     lengths = [len(t.input_ids) for t in tokens]
-    limit = _model_limit(entry)
+    limit = base.context_length()
     length = max_length(lengths, limit)
     pieces = [
         piece
@@ -191,20 +186,6 @@ def _template_for_tools(tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame
     return str(tokenizer.chat_template)
 
 
-def _model_limit(entry: Entry) -> int | None:
-    from transformers import AutoConfig
-
-    model = entry.config.base.model
-    if model.startswith("package:"):
-        file = gguf_file(model, entry.uri)
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    elif model.startswith("hub:"):
-        config = AutoConfig.from_pretrained(hub_snapshot(model, entry.uri, weights=False))
-    else:
-        config = AutoConfig.from_pretrained(local_folder(entry.locate(model), entry.uri))
-    return getattr(config, "max_position_embeddings", None)
-
-
 def _length_reason(measured: Measured, length: int, documents: bool) -> str:
     counts = {n: sum(m > n for m in measured.lengths) for n in sorted({*LENGTHS, length})}
     longer = ", ".join(
@@ -230,16 +211,16 @@ def _batch_reason(rows_of_context: float, contexts: str) -> str:
 def _estimate(entry: Entry, training: Training, counts: Counts) -> str:
     """Tell the steps of the run, and what it takes here where the base's shape is known."""
     on = target(training, entry.uri, None, None)
-    steps = plan(counts.contexts, training, on.hardware, devices=on.devices).total_steps
+    steps = make_schedule(counts.contexts, training, on.hardware, devices=on.devices).total_steps
     said = (
         f"An epoch has {number(counts.tokens, counts.exact)} tokens; all make "
         f"{number(steps, counts.exact)} optimizer steps."
     )
-    config = base_config(entry)
+    config = BaseReference.of(entry).config()
     if not shape.known(config):
         return said
     base = shape.read(config, entry.uri)
-    on = replace(on, speed=operations.measured(on.hardware, base))
+    on = replace(on, speed=operations.measure_speed(on.hardware, base))
     made = preflight(base, training, on, counts)
     assert made.seconds is not None
     return (

@@ -5,13 +5,15 @@ import math
 import shutil
 from pathlib import Path
 
+from safetensors import safe_open
+
 from finetune_assets.storage.artifacts import MANIFEST
 
 INDEX = "model.safetensors.index.json"
 
 
 def shards(folder: Path) -> list[Path]:
-    """The weight files that transformers reads; a folder may hold others, as Mistral's do."""
+    """Return the weight files that transformers reads; Mistral's folders hold others too."""
     if (folder / INDEX).exists():
         named = json.loads((folder / INDEX).read_text())["weight_map"].values()
         return [folder / name for name in sorted(set(named))]
@@ -20,28 +22,26 @@ def shards(folder: Path) -> list[Path]:
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """The shard of every tensor, by the tensor's name."""
-    return {name: shard for shard in shards(folder) for name in _slices(shard)}
+    """Return the shard of every tensor, by the tensor's name."""
+    return {name: shard for shard in shards(folder) for name in slices(shard)}
 
 
 def dtypes(folder: Path) -> dict[str, str]:
-    """Dtype of every tensor, in safetensors' name, by the tensor's name."""
-    return {n: d for shard in shards(folder) for n, (d, _) in _slices(shard).items()}
+    """Return the dtype of every tensor, in safetensors' name, by the tensor's name."""
+    return {n: d for shard in shards(folder) for n, (d, _) in slices(shard).items()}
 
 
 def stored_dtype(folder: Path) -> str:
-    """Dtype of the largest tensor, in safetensors' name."""
-    sizes = ((size, dtype) for shard in shards(folder) for dtype, size in _slices(shard).values())
+    """Return the dtype of the largest tensor, in safetensors' name."""
+    sizes = ((size, dtype) for shard in shards(folder) for dtype, size in slices(shard).values())
     return max(sizes)[1]
 
 
-def _slices(shard: Path) -> dict[str, tuple[str, int]]:
-    """Dtype and elements of each tensor, from the header alone."""
-    from safetensors import safe_open
-
+def slices(shard: Path) -> dict[str, tuple[str, int]]:
+    """Return dtype and elements of each tensor, from the header alone."""
     with safe_open(shard, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return {n: (s.get_dtype(), math.prod(s.get_shape())) for n, s in slices.items()}
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return {n: (s.get_dtype(), math.prod(s.get_shape())) for n, s in found.items()}
 
 
 def copy_companions(folder: Path, out: Path) -> None:

@@ -11,31 +11,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from peft import PeftModel
+from torch.autograd.function import FunctionCtx
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from finetune_assets.models.kernels.lora import compute_dtype
 from finetune_assets.models.planning.choices import LONGEST_STORED, PLAIN
 
 IMPLEMENTATION = "documents"
-"""Name under which transformers finds it."""
-
+"""Name under which transformers finds this attention."""
 
 BLOCK = 256
 """Queries of a document that are computed together, at most: each block takes the keys up to its
 end. Smaller blocks leave out more keys, and their products are less efficient."""
 
+Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries, keys and values, or their gradients."""
 
-def use_document_attention(model: Any) -> bool:
-    """Switch a model to it; False, and nothing is changed, where its attention is of another kind.
 
-    Args:
-        model: of transformers, or PEFT around one.
+def use_document_attention(model: PreTrainedModel | PeftModel) -> bool:
+    """Switch a model to document attention, unless its attention is of a kind that this is not.
+
+    Returns:
+        Whether it was switched; if not, nothing is changed.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
     if not _is_plain(model.config):
         return False
     AttentionInterface.register(IMPLEMENTATION, _forward)
@@ -44,11 +50,12 @@ def use_document_attention(model: Any) -> bool:
     return True
 
 
-def uses_document_attention(model: Any) -> bool:
+def uses_document_attention(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a model has been switched by `use_document_attention`."""
     return model.config._attn_implementation == IMPLEMENTATION
 
 
-def _is_plain(config: Any) -> bool:
+def _is_plain(config: PretrainedConfig) -> bool:
     """Softmax attention in every layer, without capped scores, sinks or dropout."""
     values = config.to_dict()
     kinds = set(values.get("layer_types") or ())
@@ -60,42 +67,40 @@ def _is_plain(config: Any) -> bool:
     )
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
+def _no_mask(*_: object, **__: object) -> None:
     return None
 
 
-def offsets_as_mask(offsets: Any) -> Any:
-    """Where documents begin, and the end, in the one shape that every model hands down unread."""
+def offsets_as_mask(offsets: torch.Tensor) -> torch.Tensor:
+    """Return offsets of documents, and the end, in the one shape that all models pass on unread."""
     return offsets.view(1, 1, 1, -1)
 
 
 def _forward(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Any, None]:
-    """transformers' attention interface; tensors of shape (1, heads, tokens, width)."""
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers asks it to; tensors of shape (1, heads, tokens, width)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     offsets = attention_mask.flatten().tolist()
     # Inside autocast, float32 positions make float32 of queries and keys, and not of values.
     dtype = compute_dtype(value)
     parts = (part.to(dtype) for part in (query, key, value))
-    return _documents()(*parts, scale, offsets, sliding_window), None
+    return _attend(*parts, scale, offsets, sliding_window), None
 
 
 @lru_cache(maxsize=8)
-def _hidden(before: int, rows: int, window: int | None, dtype: Any) -> Any:
+def _hidden(before: int, rows: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
     """What is added to scores: (rows, before + rows), for queries that have `before` keys ahead.
 
     Zero where a query sees a key, minus infinity elsewhere.
     """
-    import torch
-
     ones = torch.ones(rows, before + rows, dtype=torch.bool)
     hidden = ones.triu(1 + before)
     if window is not None:
@@ -105,7 +110,7 @@ def _hidden(before: int, rows: int, window: int | None, dtype: Any) -> Any:
 
 @dataclass(frozen=True)
 class Block:
-    """Queries of a document, and the keys that they may see: places from its beginning."""
+    """Some queries of a document, and the keys that they may see, by their places in it."""
 
     first: int
     start: int
@@ -114,22 +119,24 @@ class Block:
 
     @property
     def queries(self) -> slice:
+        """The places of the queries."""
         return slice(self.start, self.end)
 
     @property
     def keys(self) -> slice:
+        """The places of the keys."""
         return slice(self.first, self.end)
 
 
 def _blocks(length: int, window: int | None) -> list[Block]:
-    """Of nearly the same size."""
+    """Blocks of nearly the same size."""
     count = -(-length // BLOCK)
     edges = [length * i // count for i in range(count + 1)]
     reach = length if window is None else window - 1
     return [Block(max(0, start - reach), start, end) for start, end in pairwise(edges)]
 
 
-def _hide(scores: Any, block: Block, window: int | None) -> None:
+def _hide(scores: torch.Tensor, block: Block, window: int | None) -> None:
     """Put minus infinity where a query must not look; scores (key heads, groups, queries, keys)."""
     rows = block.end - block.start
     if window is None:
@@ -141,75 +148,88 @@ def _hide(scores: Any, block: Block, window: int | None) -> None:
         scores += mask[:rows, unseen : unseen + scores.shape[-1]]
 
 
-@lru_cache(maxsize=1)
-def _documents() -> Any:
-    """The function; made at first use, as torch is heavy to import."""
-    import torch
+class Documents(torch.autograd.Function):
+    """Attention over documents in one row; each is computed by itself."""
 
-    class Documents(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, q, k, v, scale, offsets, window):
-            heads, tokens = q.shape[1:3]
-            out = q.new_empty(tokens, heads, v.shape[-1])
-            kept: list[Any] = []
-            for start, end in pairwise(offsets):
-                part = (slice(None), slice(start, end))
-                if _is_short(end - start, window):
-                    answer = out[start:end].transpose(0, 1)
-                    kept += _short(q[0][part], k[0][part], v[0][part], scale, window, answer)
-                else:
-                    answer, log_sum = _long(q, k, v, start, end, scale)
-                    kept += (answer, log_sum)
-                    out[start:end].copy_(answer[0].transpose(0, 1))
-            ctx.save_for_backward(q, k, v, *kept)
-            ctx.given = scale, offsets, window
-            return out[None]
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        offsets: list[int],
+        window: int | None,
+    ) -> torch.Tensor:
+        """Return the answers (1, tokens, heads, width).
 
-        @staticmethod
-        def backward(ctx, grad):
-            q, k, v, *kept = ctx.saved_tensors
-            scale, offsets, window = ctx.given
-            dq, dk, dv = (
-                torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)
-            )
-            remaining = iter(kept)
-            for start, end in pairwise(offsets):
-                part = (slice(None), slice(start, end))
-                g = grad[0, start:end].transpose(0, 1)
-                into = (dq[0][part], dk[0][part], dv[0][part])
-                if _is_short(end - start, window):
-                    q_k_v = (q[0][part], k[0][part], v[0][part])
-                    _short_backward(g, *q_k_v, remaining, scale, window, into)
-                    continue
-                made = _long_backward(
-                    g, q, k, v, next(remaining), next(remaining), start, end, scale
-                )
-                for target, gradient in zip(into, made, strict=True):
-                    target.copy_(gradient)
-            return dq, dk, dv, None, None, None
+        Args:
+            q: queries (1, heads, tokens, width), as `k` and `v`, which may have fewer heads.
+            offsets: where documents begin, and the end.
+            window: keys that a query sees at most.
+        """
+        heads, tokens = q.shape[1:3]
+        out = q.new_empty(tokens, heads, v.shape[-1])
+        kept: list[torch.Tensor] = []
+        for start, end in pairwise(offsets):
+            part = (slice(None), slice(start, end))
+            if _is_short(end - start, window):
+                answer = out[start:end].transpose(0, 1)
+                kept += _short(q[0][part], k[0][part], v[0][part], scale, window, answer)
+            else:
+                answer, log_sum = _long(q, k, v, start, end, scale)
+                kept += (answer, log_sum)
+                out[start:end].copy_(answer[0].transpose(0, 1))
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.given = scale, offsets, window
+        return out[None]
 
-    return torch.compiler.disable(Documents.apply)
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of queries, keys and values."""
+        q, k, v, *kept = ctx.saved_tensors
+        scale, offsets, window = ctx.given
+        dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+        remaining = iter(kept)
+        for start, end in pairwise(offsets):
+            part = (slice(None), slice(start, end))
+            g = grad[0, start:end].transpose(0, 1)
+            into = (dq[0][part], dk[0][part], dv[0][part])
+            if _is_short(end - start, window):
+                q_k_v = (q[0][part], k[0][part], v[0][part])
+                _short_backward(g, *q_k_v, remaining, scale, window, into)
+                continue
+            made = _long_backward(g, q, k, v, next(remaining), next(remaining), start, end, scale)
+            for target, gradient in zip(into, made, strict=True):
+                target.copy_(gradient)
+        return dq, dk, dv, None, None, None
+
+
+_attend = torch.compiler.disable(Documents.apply)
 
 
 def _is_short(length: int, window: int | None) -> bool:
     return length <= LONGEST_STORED or (window is not None and window < length)
 
 
-def _stacked(x: Any, rows: slice, shared: int) -> Any:
+def _stacked(x: torch.Tensor, rows: slice, shared: int) -> torch.Tensor:
     """Query heads that share a key head under one another: (key heads, groups * rows, width)."""
     return x[:, rows].reshape(shared, -1, x.shape[-1])
 
 
 def _short(
-    q: Any, k: Any, v: Any, scale: float, window: int | None, out: Any
-) -> "list[torch.Tensor]":
-    """Write the answers of a document into `out`; returns the probabilities of each block.
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int | None,
+    out: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Write the answers of a document into `out`; return the probabilities of each block.
 
     Args:
         q: (heads, length, width), as `out`; `k` and `v` have fewer heads.
     """
-    import torch
-
     shared, groups = k.shape[0], q.shape[0] // k.shape[0]
     kept = []
     for block in _blocks(q.shape[1], window):
@@ -226,27 +246,25 @@ def _short(
 
 
 def _short_backward(
-    grad: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    kept: "Iterator[torch.Tensor]",
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kept: Iterator[torch.Tensor],
     scale: float,
     window: int | None,
-    into: tuple[Any, Any, Any],
+    into: Triple,
 ) -> None:
     """Write gradients of one document's queries, keys and values into `into`.
 
     Args:
-        kept: from which the probabilities of its blocks are taken.
+        kept: gives the probabilities of its blocks.
     """
-    import torch
-
     shared, length = k.shape[:2]
     blocks = _blocks(length, window)
     probabilities = list(islice(kept, len(blocks)))
     dq, dk, dv = into
-    sums: list[Any] = []
+    sums: list[torch.Tensor] = []
     for block in reversed(blocks):
         p, keys = probabilities.pop(), k[:, block.keys]
         g, queries = (_stacked(t, block.queries, shared) for t in (grad, q))
@@ -265,10 +283,10 @@ def _short_backward(
     dv.copy_(sums[1])
 
 
-def _long(q: Any, k: Any, v: Any, start: int, end: int, scale: float) -> tuple[Any, Any]:
+def _long(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, end: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Answer (1, heads, length, width) and log-sums by torch's blocked kernel."""
-    import torch
-
     groups = q.shape[1] // k.shape[1]
     queries = q[:, :, start:end]
     keys, values = (t[:, :, start:end].repeat_interleave(groups, 1) for t in (k, v))
@@ -278,10 +296,16 @@ def _long(q: Any, k: Any, v: Any, start: int, end: int, scale: float) -> tuple[A
 
 
 def _long_backward(
-    grad: Any, q: Any, k: Any, v: Any, out: Any, log_sum: Any, start: int, end: int, scale: float
-) -> tuple[Any, Any, Any]:
-    import torch
-
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    log_sum: torch.Tensor,
+    start: int,
+    end: int,
+    scale: float,
+) -> Triple:
     groups = q.shape[1] // k.shape[1]
     queries = q[:, :, start:end]
     keys, values = (t[:, :, start:end].repeat_interleave(groups, 1) for t in (k, v))

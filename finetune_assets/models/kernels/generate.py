@@ -1,16 +1,14 @@
 """Greedy generation in batches, with finished rows leaving the batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer."""
+    """One generated answer."""
 
     text: str
     token_count: int
@@ -20,18 +18,17 @@ class Generation:
 
 
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     *,
     max_new_tokens: int,
     batch_size: int,
     stop_token_ids: list[int],
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
-    """The most likely continuation of each prompt (token ids), in the order of the prompts.
+    """Return the most likely continuation of each prompt (token ids), in the order of the prompts.
 
-    Prompts of like length share a batch; `on_progress` gets rows done and rows in all.
+    Prompts of like length share a batch.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Generation] = {}
@@ -41,22 +38,17 @@ def generate(
         for index, (ids, stopped) in zip(members, tokens, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             answers[index] = Generation(text, len(ids), stopped)
-        if on_progress is not None:
-            on_progress(len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
 
 
 def _greedy(
-    model: Any, prompts: list[list[int]], max_new_tokens: int, stops: set[int]
+    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, stops: set[int]
 ) -> list[tuple[list[int], bool]]:
     """New tokens of each prompt and whether it stopped; left-padded, key-value cache.
 
     A row that has stopped is taken out of the batch and of the cache, so that one long answer
     does not keep the others computing.
     """
-    import torch
-    from transformers import DynamicCache
-
     made: list[list[int]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
     alive = list(range(len(prompts)))
@@ -93,10 +85,8 @@ def _greedy(
     return list(zip(made, stopped, strict=True))
 
 
-def _left_pad(prompts: list[list[int]], device: Any) -> "tuple[torch.Tensor, torch.Tensor]":
+def _left_pad(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask of shape (rows, longest); what the padding holds is never read."""
-    import torch
-
     longest = max(len(p) for p in prompts)
     ids = [[0] * (longest - len(p)) + p for p in prompts]
     mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]

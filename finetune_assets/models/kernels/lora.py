@@ -5,18 +5,19 @@ keeps what each step made. One function of both paths keeps the input and its pr
 rank, computes in the base's dtype, and adds in place.
 """
 
-from functools import lru_cache
-from typing import Any
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft.tuners.lora.layer import LoraLayer
+from torch.autograd.function import FunctionCtx
 
 
-def fuse_lora(model: Any) -> int:
-    """Replace the forward of every plain LoRA layer of a PEFT model; returns how many.
+def fuse_lora(model: torch.nn.Module) -> int:
+    """Replace the forward of every plain LoRA layer of a PEFT model; return how many.
 
     Left alone are layers with DoRA, dropout, a trained bias, or a base of another kind than a
     linear layer; PEFT computes those. Names, weights and saved files stay PEFT's.
     """
-    from peft.tuners.lora.layer import LoraLayer
-
     fused = 0
     for module in model.modules():
         if isinstance(module, LoraLayer) and _is_plain(module):
@@ -25,17 +26,12 @@ def fuse_lora(model: Any) -> int:
     return fused
 
 
-def dequantise_base(model: Any) -> int:
-    """Keep 4-bit weights as what they stand for, in the dtype of computation; returns how many.
+def dequantise_base(model: torch.nn.Module) -> int:
+    """Keep 4-bit weights as what they stand for, in the dtype of computation; return how many.
 
     Each value is the one that every forward pass would restore again. It takes four times the
     memory of 4 bits, and saves a third of the time where the processor has no kernel for them.
     """
-    import torch
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
-    from peft.tuners.lora.layer import LoraLayer
-
     changed = 0
     for module in model.modules():
         base = getattr(module, "base_layer", None)
@@ -52,10 +48,7 @@ def dequantise_base(model: Any) -> int:
     return changed
 
 
-def _is_plain(layer: Any) -> bool:
-    import torch
-    from bitsandbytes.nn import Linear4bit
-
+def _is_plain(layer: LoraLayer) -> bool:
     if layer.active_adapters != ["default"] or "default" not in layer.lora_A:
         return False
     dropout = layer.lora_dropout["default"]
@@ -72,69 +65,76 @@ def _is_plain(layer: Any) -> bool:
 class _Forward:
     """The forward of one layer; an object, so that it can be copied with the layer."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: LoraLayer) -> None:
         self._layer = layer
         self._stock = layer.forward
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         layer = self._layer
         if layer.disable_adapters or layer.merged or args or kwargs:
             return self._stock(x, *args, **kwargs)
         base = layer.base_layer
         state = getattr(base.weight, "quant_state", None)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        return _function()(x, base.weight, base.bias, a, b, layer.scaling["default"], state)
+        return _apply(x, base.weight, base.bias, a, b, layer.scaling["default"], state)
 
 
-def _restored(weight: Any, state: Any, dtype: Any) -> Any:
+def _restored(weight: torch.Tensor, state: QuantState | None, dtype: torch.dtype) -> torch.Tensor:
     """The base's weight in the dtype of computation."""
     if state is None:
         return weight.to(dtype)
-    from bitsandbytes.functional import dequantize_4bit
-
     return dequantize_4bit(weight.data, state).to(dtype)
 
 
-@lru_cache(maxsize=1)
-def _function() -> Any:
-    import torch
+class FusedLora(torch.autograd.Function):
+    """A linear layer of the base and its adapter as one function."""
 
-    class FusedLora(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, weight, bias, a, b, scale, state):
-            dtype = compute_dtype(x)
-            rows = x.reshape(-1, x.shape[-1]).to(dtype)
-            a16, b16 = a.to(dtype), (b * scale).to(dtype)
-            base = _restored(weight, state, dtype)
-            out = rows @ base.t() if bias is None else torch.addmm(bias.to(dtype), rows, base.t())
-            low = rows @ a16.t()
-            out.addmm_(low, b16.t())
-            ctx.save_for_backward(rows, weight, a16, b16, low)
-            ctx.given = scale, state, x.shape, x.dtype, a.dtype
-            return out.view(*x.shape[:-1], -1)
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+        state: QuantState | None,
+    ) -> torch.Tensor:
+        """Return `x W' + bias + scale * x A' B'` for `x` of shape (..., inputs)."""
+        dtype = compute_dtype(x)
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        a16, b16 = a.to(dtype), (b * scale).to(dtype)
+        base = _restored(weight, state, dtype)
+        out = rows @ base.t() if bias is None else torch.addmm(bias.to(dtype), rows, base.t())
+        low = rows @ a16.t()
+        out.addmm_(low, b16.t())
+        ctx.save_for_backward(rows, weight, a16, b16, low)
+        ctx.given = scale, state, x.shape, x.dtype, a.dtype
+        return out.view(*x.shape[:-1], -1)
 
-        @staticmethod
-        def backward(ctx, grad):
-            rows, weight, a16, b16, low = ctx.saved_tensors
-            scale, state, shape, x_dtype, a_dtype = ctx.given
-            grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)
-            grad_low = grad @ b16
-            dx = None
-            if ctx.needs_input_grad[0]:
-                dx = grad @ _restored(weight, state, rows.dtype)
-                dx = dx.addmm_(grad_low, a16).view(shape).to(x_dtype)
-            da = (grad_low.t() @ rows).to(a_dtype)
-            # The narrow side first: twice as fast as its transpose.
-            db = (low.t() @ grad).t().to(a_dtype, memory_format=torch.contiguous_format)
-            db.mul_(scale)
-            return dx, None, None, da, db, None, None
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of `x`, `a` and `b`; the base is frozen."""
+        rows, weight, a16, b16, low = ctx.saved_tensors
+        scale, state, shape, x_dtype, a_dtype = ctx.given
+        grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)
+        grad_low = grad @ b16
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = grad @ _restored(weight, state, rows.dtype)
+            dx = dx.addmm_(grad_low, a16).view(shape).to(x_dtype)
+        da = (grad_low.t() @ rows).to(a_dtype)
+        # The narrow side first: twice as fast as its transpose.
+        db = (low.t() @ grad).t().to(a_dtype, memory_format=torch.contiguous_format)
+        db.mul_(scale)
+        return dx, None, None, da, db, None, None
 
-    return FusedLora.apply
+
+_apply = torch.compiler.disable(FusedLora.apply)
+"""Compiled layers leave it alone: a compiler would keep weights that it restores from 4 bits."""
 
 
-def compute_dtype(x: Any) -> Any:
-    """What matrix products of `x` are computed in: autocast's dtype inside it, else its own."""
-    import torch
-
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype of matrix products of `x`: autocast's inside autocast, else its own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,35 +1,38 @@
 """Cross-entropy over the positions that carry loss, and only those."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch.autograd.function import FunctionCtx
+from transformers import PreTrainedModel
 
 from finetune_assets.models.kernels.attention import offsets_as_mask, uses_document_attention
+from finetune_assets.models.kernels.lora import compute_dtype
 from finetune_assets.models.planning.choices import LOGIT_BYTES
 from finetune_assets.models.tokenization.contexts import Context
 from finetune_assets.models.tokenization.render import IGNORED
-
-if TYPE_CHECKING:
-    import torch
-
 
 ROW_MULTIPLE = 32
 """Tokens that a flat row is a multiple of: tensors of few sizes take the places of those before
 them, where those of every size leave gaps, a fifth of the memory after one epoch of the sample. It
 costs some 1.5 % of a row."""
 
-Batch = dict[str, "torch.Tensor"]
+Batch = dict[str, torch.Tensor]
+"""`input_ids`, `labels` and `position_ids` of one shape; `tokens`, how many of them are no padding;
+and `offsets` of documents where contexts lie in one row."""
+
+Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 def collate_flat(contexts: Sequence[Context]) -> Batch:
-    """Contexts one after another in one row of shape (1, tokens).
+    """Put contexts one after another into one row of shape (1, tokens).
 
     `offsets` says where documents begin, and the end; `tokens` has the number of tokens.
     """
-    import numpy as np
-    import torch
-
     columns = {
         name: np.concatenate([getattr(c, name) for c in contexts])[None].astype(np.int64)
         for name in ("input_ids", "labels", "position_ids")
@@ -48,9 +51,6 @@ def collate_rows(contexts: Sequence[Context], pad_token_id: int) -> Batch:
     there is no attention mask, because one would switch off the isolation that restarting
     positions give.
     """
-    import numpy as np
-    import torch
-
     longest = max(len(c.input_ids) for c in contexts)
     shape = (len(contexts), longest)
     ids, labels = np.full(shape, pad_token_id), np.full(shape, IGNORED)
@@ -66,10 +66,8 @@ def collate_rows(contexts: Sequence[Context], pad_token_id: int) -> Batch:
     return batch
 
 
-def collate(model: Any, contexts: Sequence[Context], pad_token_id: int) -> Batch:
-    """A batch in the shape that the model's attention takes; `tokens` counts no padding."""
-    import torch
-
+def collate(model: Model, contexts: Sequence[Context], pad_token_id: int) -> Batch:
+    """Put contexts into the shape that the model's attention takes; `tokens` counts no padding."""
     if not uses_document_attention(model) and "flash" not in model.config._attn_implementation:
         return collate_rows(contexts, pad_token_id)
     real = sum(len(context.input_ids) for context in contexts)
@@ -79,22 +77,21 @@ def collate(model: Any, contexts: Sequence[Context], pad_token_id: int) -> Batch
 
 def _filler(length: int, pad_token_id: int) -> list[Context]:
     """A document of padding, without loss; none of length 0."""
-    import numpy as np
-
     ids, labels = np.full(length, pad_token_id), np.full(length, IGNORED)
     return [Context(ids, labels, np.arange(length))] if length else []
 
 
-def supervised_nll(model: Any, batch: Batch, *, fused: bool = True) -> "tuple[torch.Tensor, int]":
-    """Summed negative log-likelihood (nats, float32) and the number of supervised tokens.
+def supervised_nll(
+    model: torch.nn.Module, batch: Batch, *, fused: bool = True
+) -> tuple[torch.Tensor, int]:
+    """Return the summed negative log-likelihood (nats, float32) and the tokens that it is over.
 
     Args:
-        batch: of `collate`.
+        model: one of transformers or PEFT, also inside DDP or compilation.
+        batch: what `collate` has made.
         fused: multiply by the output head in slices, whose logits are dropped at once, where the
             head is a plain linear layer; needs its weight on this device, whole.
     """
-    import torch
-
     # Position i predicts token i + 1; the last position predicts nothing.
     targets = torch.full_like(batch["labels"], IGNORED)
     targets[:, :-1] = batch["labels"][:, 1:]
@@ -104,36 +101,34 @@ def supervised_nll(model: Any, batch: Batch, *, fused: bool = True) -> "tuple[to
         inputs["attention_mask"] = offsets_as_mask(batch["offsets"])
     head = model_of(model).get_output_embeddings()
     if fused and _is_plain_head(model_of(model), head):
-        with _head_hands_on(head, keep):
+        with _bypass_head(head, keep):
             hidden = model(**inputs, use_cache=False).logits
         size = LOGIT_BYTES[hidden.device.type]
         learns = torch.is_grad_enabled()
-        nll = _sliced()(hidden, head.weight, targets[keep], size, learns)
+        nll = SlicedCrossEntropy.apply(hidden, head.weight, targets[keep], size, learns)
         return nll, int(keep.sum())
-    with head_sees_only(head, keep):
+    with narrow_head(head, keep):
         logits = model(**inputs, use_cache=False).logits
     nll = torch.nn.functional.cross_entropy(logits.float(), targets[keep], reduction="sum")
     return nll, int(keep.sum())
 
 
-def model_of(wrapped: Any) -> Any:
-    """The model inside DDP and compilation, whose attributes are transformers' or PEFT's."""
+def model_of(wrapped: torch.nn.Module) -> Model:
+    """Return the model inside DDP and compilation."""
     while hasattr(wrapped, "module") or hasattr(wrapped, "_orig_mod"):
         wrapped = getattr(wrapped, "module", None) or wrapped._orig_mod
     return wrapped
 
 
-def _is_plain_head(model: Any, head: Any) -> bool:
+def _is_plain_head(model: Model, head: torch.nn.Module) -> bool:
     """A linear layer without bias whose product is the logits, neither scaled nor capped."""
-    import torch
-
     values = model.config.to_dict()
     changes = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier")
     return type(head) is torch.nn.Linear and head.bias is None and not any(map(values.get, changes))
 
 
 @contextmanager
-def _head_hands_on(head: Any, keep: "torch.Tensor") -> Iterator[None]:
+def _bypass_head(head: torch.nn.Module, keep: torch.Tensor) -> Iterator[None]:
     """While open, the output head returns its input (batch, length, width) at `keep`."""
     head.forward = lambda hidden: hidden[keep]
     try:
@@ -143,8 +138,8 @@ def _head_hands_on(head: Any, keep: "torch.Tensor") -> Iterator[None]:
 
 
 @contextmanager
-def head_sees_only(head: Any, keep: "torch.Tensor") -> Iterator[None]:
-    """While open, the output head gets hidden states (batch, length, width) at `keep` only.
+def narrow_head(head: torch.nn.Module, keep: torch.Tensor) -> Iterator[None]:
+    """Give the output head hidden states (batch, length, width) at `keep` only, in this block.
 
     Every model's own scaling and capping of logits stays in force, as its forward is not replaced.
     """
@@ -155,73 +150,79 @@ def head_sees_only(head: Any, keep: "torch.Tensor") -> Iterator[None]:
         hook.remove()
 
 
-@lru_cache(maxsize=1)
-def _sliced() -> "Callable[..., torch.Tensor]":
+class SlicedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T`, a slice of rows at a time.
 
     The gradient is made in the forward pass, from the logits while they are in the cache, so that
     they are computed once and never stored.
     """
-    import torch
 
-    from finetune_assets.models.kernels.lora import compute_dtype
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        logit_bytes: int,
+        learning: bool,
+    ) -> torch.Tensor:
+        """Return the loss (float32) of `hidden` (rows, width) by the head `weight`.
 
-    class SlicedCrossEntropy(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, hidden, weight, targets, logit_bytes, learning):
-            learns, tunes_head = (learning and needed for needed in ctx.needs_input_grad[:2])
-            dtype = compute_dtype(hidden)
-            head = weight.to(dtype)
-            rows = max(16, logit_bytes // (4 * len(weight)))
-            total = hidden.new_zeros((), dtype=torch.float32)
-            d_hidden: Any = torch.empty_like(hidden) if learns else None
-            d_weight = torch.zeros_like(weight, dtype=torch.float32) if tunes_head else None
-            for start in range(0, len(hidden), rows):
-                part = slice(start, start + rows)
-                states, wanted = hidden[part].to(dtype), targets[part, None]
-                logits = (states @ head.t()).float()
-                highest = logits.amax(-1, keepdim=True)
-                chosen = logits.gather(-1, wanted)
-                sums = logits.sub_(highest).exp_().sum(-1, keepdim=True)
-                total += (sums.log() + highest - chosen).sum()
-                if learns or tunes_head:
-                    grad = (
-                        logits.div_(sums)
-                        .scatter_add_(-1, wanted, torch.full_like(sums, -1.0))
-                        .to(dtype)
-                    )
-                if learns:
-                    d_hidden[part] = grad @ head
-                if tunes_head:
-                    d_weight += grad.t() @ states
-            ctx.gradients = d_hidden, d_weight
-            ctx.weight_dtype = weight.dtype
-            return total
-
-        @staticmethod
-        def backward(ctx, grad):
-            d_hidden, d_weight = ctx.gradients
+        Args:
+            targets: the token that each row is to predict.
+            logit_bytes: float32 logits that exist at a time.
+            learning: whether gradients are wanted at all.
+        """
+        learns, tunes_head = (learning and needed for needed in ctx.needs_input_grad[:2])
+        dtype = compute_dtype(hidden)
+        head = weight.to(dtype)
+        rows = max(16, logit_bytes // (4 * len(weight)))
+        total = hidden.new_zeros((), dtype=torch.float32)
+        d_hidden = torch.empty_like(hidden) if learns else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if tunes_head else None
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            states, wanted = hidden[part].to(dtype), targets[part, None]
+            logits = (states @ head.t()).float()
+            highest = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, wanted)
+            sums = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+            total += (sums.log() + highest - chosen).sum()
+            if learns or tunes_head:
+                grad = logits.div_(sums)
+                grad = grad.scatter_add_(-1, wanted, torch.full_like(sums, -1.0)).to(dtype)
             if d_hidden is not None:
-                d_hidden = d_hidden * grad.to(d_hidden.dtype)
+                d_hidden[part] = grad @ head
             if d_weight is not None:
-                d_weight = (d_weight * grad).to(ctx.weight_dtype)
-            return d_hidden, d_weight, None, None, None
+                d_weight += grad.t() @ states
+        ctx.gradients = d_hidden, d_weight
+        ctx.weight_dtype = weight.dtype
+        return total
 
-    return SlicedCrossEntropy.apply
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of `hidden` and `weight`, as far as they are wanted."""
+        d_hidden, d_weight = ctx.gradients
+        if d_hidden is not None:
+            d_hidden = d_hidden * grad.to(d_hidden.dtype)
+        if d_weight is not None:
+            d_weight = (d_weight * grad).to(ctx.weight_dtype)
+        return d_hidden, d_weight, None, None, None
 
 
 def nll_of(
-    model: Any,
+    model: torch.nn.Module,
     contexts: Sequence[Context],
     *,
     batch_size: int,
     pad_token_id: int,
-    autocast: Any,
+    autocast: Callable[[], AbstractContextManager[object]],
     fused: bool = True,
 ) -> tuple[float, int]:
-    """Summed loss (nats) and tokens over contexts; leaves weights, mode and random state alone."""
-    import torch
+    """Return the summed loss (nats) and the tokens with loss of contexts.
 
+    Weights, mode and random state of the model stay as they are.
+    """
     training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -234,9 +235,3 @@ def nll_of(
             total, count = total + float(nll), count + tokens
     model.train(training)
     return total, count
-
-
-def mean_loss(model: Any, contexts: Sequence[Context], **how: Any) -> float:
-    """Token-weighted mean loss over contexts; keywords are those of `nll_of`."""
-    total, count = nll_of(model, contexts, **how)
-    return total / count

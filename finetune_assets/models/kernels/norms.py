@@ -1,16 +1,15 @@
 """RMS norms in half the passes over memory that autograd makes of them."""
 
-from functools import lru_cache
-from typing import Any
+import torch
+from torch.autograd.function import FunctionCtx
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
-def fuse_norms(model: Any) -> int:
-    """Replace the forward of every RMS norm that is Llama's and not trained; returns how many.
+def fuse_norms(model: torch.nn.Module) -> int:
+    """Replace the forward of every RMS norm that is Llama's and not trained; return how many.
 
     Many architectures have a copy of it under a name of their own, which is known by its code.
     """
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
     fused = 0
     for module in model.modules():
         code = getattr(type(module).forward, "__code__", None)
@@ -28,35 +27,33 @@ def fuse_norms(model: Any) -> int:
 class _Forward:
     """The forward of one norm; an object, so that it can be copied with the model."""
 
-    def __init__(self, norm: Any) -> None:
+    def __init__(self, norm: LlamaRMSNorm) -> None:
         self._norm = norm
 
-    def __call__(self, hidden_states: Any) -> Any:
-        return _function()(hidden_states, self._norm.weight, self._norm.variance_epsilon)
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return FusedNorm.apply(hidden_states, self._norm.weight, self._norm.variance_epsilon)
 
 
-@lru_cache(maxsize=1)
-def _function() -> Any:
-    import torch
+class FusedNorm(torch.autograd.Function):
+    """An RMS norm that keeps its input, as the residual stream does, and one number a token."""
 
-    class FusedNorm(torch.autograd.Function):
-        """Keeps the input, which the residual stream keeps anyway, and one number a token."""
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
+        """Norm the last dimension of `x` and scale it by `weight`."""
+        values = x.to(torch.float32, copy=True)
+        norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return weight * values.mul_(inverse).to(x.dtype)
 
-        @staticmethod
-        def forward(ctx, x, weight, epsilon):
-            values = x.to(torch.float32, copy=True)
-            norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-            inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-            ctx.save_for_backward(x, weight, inverse)
-            return weight * values.mul_(inverse).to(x.dtype)
-
-        @staticmethod
-        def backward(ctx, grad):
-            x, weight, inverse = ctx.saved_tensors
-            grad = (grad * weight).to(torch.float32)
-            normed = x.to(torch.float32, copy=True).mul_(inverse)
-            along = (grad * normed).mean(-1, keepdim=True)
-            grad = grad.addcmul_(normed, along, value=-1).mul_(inverse)
-            return grad.to(x.dtype), None, None
-
-    return FusedNorm.apply
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient of `x`; the weight is not trained."""
+        x, weight, inverse = ctx.saved_tensors
+        grad = (grad * weight).to(torch.float32)
+        normed = x.to(torch.float32, copy=True).mul_(inverse)
+        along = (grad * normed).mean(-1, keepdim=True)
+        grad = grad.addcmul_(normed, along, value=-1).mul_(inverse)
+        return grad.to(x.dtype), None, None

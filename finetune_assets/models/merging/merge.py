@@ -6,23 +6,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
 from finetune_assets.models.adapters.saving import ADAPTER_CONFIG
 from finetune_assets.models.bases.layout import Layout
 from finetune_assets.models.bases.weights import (
     INDEX,
     copy_companions,
     shards,
-    stored_dtype,
     tensor_files,
 )
 from finetune_assets.models.merging.update import Update
-from finetune_assets.models.records import TOLERANCE
-
-__all__ = ["TOLERANCE", "merge", "parity", "stored_dtype"]
 
 
 def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
-    """Write the model that base and adapter are together; returns counts.
+    """Write the model that base and adapter are together, and count what was merged.
 
     Any LoRA (rsLoRA, DoRA, biases, modules trained whole) is computed in float32 and stored in the
     dtype of the base's tensor; shards, names and tokenizer files stay those of the base. Memory:
@@ -55,11 +57,8 @@ def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
 def _merge_shard(
     shard: Path, layout: Layout, update: Update, untied: dict[str, str], out: Path
 ) -> int:
-    """Write one shard; returns the bytes of its tensors."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Any] = {}
+    """Write one shard; return the bytes of its tensors."""
+    tensors: dict[str, torch.Tensor] = {}
     with safe_open(shard, framework="pt") as file:
         groups: dict[str, list[str]] = {}
         for stored in file.keys():  # noqa: SIM118 - not a dict
@@ -130,20 +129,11 @@ def parity(
         Largest absolute logit difference, that difference relative to the logits' range, and the
         number of positions at which the two disagree on the most likely token.
     """
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    def logits(model: Any) -> list[Any]:
-        model.eval()
-        with torch.inference_mode():
-            return [model(input_ids=torch.tensor([ids])).logits[0] for ids in prompts]
-
     whole = not (adapter / ADAPTER_CONFIG).exists()
     pair = AutoModelForCausalLM.from_pretrained(adapter if whole else base, dtype=torch.float32)
-    expected = logits(pair if whole else PeftModel.from_pretrained(pair, adapter))
+    expected = _logits(pair if whole else PeftModel.from_pretrained(pair, adapter), prompts)
     del pair
-    actual = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
+    actual = _logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), prompts)
     difference = max(float((a - e).abs().max()) for a, e in zip(actual, expected, strict=True))
     span = max(float(e.max() - e.min()) for e in expected)
     disagree = sum(
@@ -155,3 +145,9 @@ def parity(
         "positions": sum(len(ids) for ids in prompts),
         "top_token_disagreements": disagree,
     }
+
+
+def _logits(model: PreTrainedModel | PeftModel, prompts: list[list[int]]) -> list[torch.Tensor]:
+    model.eval()
+    with torch.inference_mode():
+        return [model(input_ids=torch.tensor([ids])).logits[0] for ids in prompts]

@@ -1,4 +1,4 @@
-"""What an adapter does to the tensors of its base, in float32."""
+"""The changes that an adapter makes to the tensors of its base, in float32."""
 
 import json
 import math
@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+
 from finetune_assets.errors import UserError
 from finetune_assets.models.adapters.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_assets.models.bases.layout import Layout
 
 PREFIX = "base_model.model."
-"""Of every name in an adapter file, before the model's own name."""
+"""What every name in an adapter file has before the model's own name."""
 
 
 @dataclass
@@ -19,17 +23,19 @@ class Update:
     """An adapter, applied to one tensor of the model at a time."""
 
     layout: Layout
-    """Of the base."""
+    """The layout of the base."""
     config: dict[str, Any]
-    tensors: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
     used: set[str] = field(default_factory=set)
     """Adapter tensors that found the weight that they change."""
 
     @classmethod
     def read(cls, folder: Path, layout: Layout) -> "Update":
-        """Raises a UserError unless the adapter is a LoRA of some kind."""
-        from safetensors.torch import load_file
+        """Read an adapter.
 
+        Raises:
+            UserError: it is no LoRA of any kind.
+        """
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         if config["peft_type"] != "LORA":
             raise UserError(
@@ -38,12 +44,12 @@ class Update:
         return cls(layout, config, load_file(folder / ADAPTER_WEIGHTS))
 
     def touches(self, name: str) -> bool:
-        """Whether the model's tensor is changed."""
+        """Whether the adapter changes the model's tensor `name`."""
         module = PREFIX + name.rpartition(".")[0]
         return any(key.startswith(f"{module}.") for key in self.tensors)
 
-    def apply(self, name: str, weights: dict[str, Any]) -> dict[str, Any]:
-        """The model's tensor `name` as the adapter has it.
+    def apply(self, name: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Change the model's tensor `name` as the adapter says.
 
         Args:
             weights: the parts in which it is stored, by their names; mostly the one.
@@ -72,10 +78,10 @@ class Update:
         return result
 
     def require_all_used(self, where: Path) -> None:
-        """Nothing of the adapter was left out.
+        """Make sure that nothing of the adapter was left out.
 
         Raises:
-            UserError: names tensors that the base has no weight for.
+            UserError: the base has no weight for some of its tensors.
         """
         left = sorted(self.tensors.keys() - self.used)
         if left:
@@ -85,7 +91,7 @@ class Update:
                 "train the adapter on this base",
             )
 
-    def _whole(self, name: str) -> Any | None:
+    def _whole(self, name: str) -> torch.Tensor | None:
         """What `modules_to_save` and `bias` trained, which is stored whole."""
         module, _, leaf = name.rpartition(".")
         for key in (PREFIX + name, f"{PREFIX}{module}.base_layer.{leaf}"):
@@ -93,7 +99,7 @@ class Update:
                 return self._take(key)
         return None
 
-    def _delta(self, name: str) -> Any | None:
+    def _delta(self, name: str) -> torch.Tensor | None:
         """`scale * B @ A` in the model's shape for `name`."""
         module, _, leaf = name.rpartition(".")
         if name not in self.layout.shapes:  # old files hold what the model now computes
@@ -112,10 +118,8 @@ class Update:
         delta = self._scale(module, a.shape[0]) * (b @ a)
         return delta.T if self._is_turned(name) else delta
 
-    def _experts(self, name: str, key: str, shape: tuple[int, ...]) -> Any | None:
-        """For experts in one stack: PEFT nests an adapter for each of the module's stacks."""
-        import torch
-
+    def _experts(self, name: str, key: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        """`_delta` of experts in one stack: PEFT nests an adapter for each stack of the module."""
         module = self.layout.model.get_submodule(name.rpartition(".")[0])
         turned = getattr(module, "is_transposed", False)
         count, (inner, outer) = shape[0], shape[1:] if turned else shape[:0:-1]
@@ -129,8 +133,8 @@ class Update:
             key += ".base_layer"
         return None
 
-    def _magnitude(self, name: str, delta: Any) -> Any | None:
-        """DoRA's, in the model's shape for `name`."""
+    def _magnitude(self, name: str, delta: torch.Tensor) -> torch.Tensor | None:
+        """DoRA's magnitude in the model's shape for `name`."""
         key = f"{PREFIX}{name.rpartition('.')[0]}.lora_magnitude_vector"
         if key not in self.tensors:
             return None
@@ -143,12 +147,10 @@ class Update:
         return is_embedding or self.layout.is_transposed(module)
 
     def _scale(self, name: str, rank: int) -> float:
-        from peft.utils.other import get_pattern_key
-
         alphas = self.config["alpha_pattern"]
         alpha = alphas.get(get_pattern_key(alphas.keys(), name), self.config["lora_alpha"])
         return alpha / (math.sqrt(rank) if self.config["use_rslora"] else rank)
 
-    def _take(self, key: str) -> Any:
+    def _take(self, key: str) -> torch.Tensor:
         self.used.add(key)
         return self.tensors[key]

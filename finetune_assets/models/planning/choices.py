@@ -1,4 +1,4 @@
-"""How a recipe is computed on a machine: what the estimate and the trainer must choose alike."""
+"""Choices of how a recipe is computed on a machine, which the estimate and the trainer share."""
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.planning.hardware import Dtype, Hardware
@@ -19,7 +19,7 @@ it busy."""
 
 
 def precision(training: Training, hardware: Hardware) -> Dtype:
-    """Dtype of computation, by torch's name."""
+    """Return the dtype of computation, by torch's name."""
     names: dict[str, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     return names.get(training.precision, hardware.dtype)
 

@@ -13,11 +13,11 @@ runs of Llama 3.2 3B on an A100 (its README, 2025) reach 0.5 to 0.57, compiled a
 
 @dataclass(frozen=True)
 class Gpu:
-    """One device."""
+    """One kind of device, as its maker describes it."""
 
     name: str
     memory_gb: float
-    """GiB that CUDA reports, which is less than the name says where memory has error correction."""
+    """GiB that CUDA reports: less than the name says where memory has error correction."""
     tflops: float
     """Published dense peak of bf16 products (fp16 where there is no bf16), summed in float32."""
     bandwidth: float
@@ -25,7 +25,7 @@ class Gpu:
     bf16: bool = True
 
     def machine(self) -> Machine:
-        """A machine with this device, without optional kernels."""
+        """Return a machine with this device, without optional kernels."""
         return Machine(cuda=True, name=self.name, memory_gb=self.memory_gb, cores=8, bf16=self.bf16)
 
 
@@ -55,13 +55,13 @@ GPUS = (
 
 
 def gpu(name: str, where: str) -> Gpu:
-    """The device that a person means by `A100 80GB`, `a100-80gb`, `NVIDIA A100-SXM4-80GB`, `L4`.
+    """Find the device that `A100 80GB`, `a100-80gb`, `NVIDIA A100-SXM4-80GB` or `L4` stands for.
 
     Args:
-        where: what named it, for the error.
+        where: the option or variable that named it, for the error.
 
     Raises:
-        UserError: none is called so, or several are.
+        UserError: no device is called so, or several are.
     """
     asked = _words(name)
     near = [each for each in GPUS if _words(each.name) <= asked or asked <= _words(each.name)]

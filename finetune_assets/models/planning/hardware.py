@@ -1,19 +1,22 @@
 """The one place that asks what the machine has, and decides what follows from it."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was found; the only input of `resolve`."""
+    """The parts of a machine that decide how it computes."""
 
     cuda: bool
     name: str
     memory_gb: float
-    """Of the device: GPU memory, or RAM for a CPU."""
+    """GiB of the device: GPU memory, or RAM for a CPU."""
     cores: int
     bf16: bool
     """Native bf16 matrix products: CUDA compute capability >= 8, or AVX512-BF16 / AMX."""
@@ -25,14 +28,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the machine leads to; recorded in manifests."""
+    """The ways of computing that suit a machine; recorded in manifests."""
 
     device: Literal["cpu", "cuda"]
     name: str
     devices: int
-    """Of this kind in the machine."""
+    """Devices of this kind in the machine."""
     dtype: Dtype
-    """Of computation. Adapter weights and optimizer state are float32."""
+    """Dtype of computation; adapter weights and optimizer state are float32."""
     attention: Literal["sdpa", "flash_attention_2"]
     optimizer: str
     tokens_per_batch: int
@@ -51,28 +54,30 @@ class Hardware:
     keep_dequantised: bool
     """Hold 4-bit weights as the values that they stand for; see `dequantise_base`."""
     tokens_per_second: float
-    """Of a model of 10^8 parameters, roughly; what `compile_gain` is weighed by."""
+    """Speed with a model of 10^8 parameters, roughly; weighed against `compile_seconds`."""
     compile_seconds: float
-    """What compiling the layers costs once, on this kind of device."""
+    """Time that compiling the layers takes once, on this kind of device."""
     compile_gain: float
     """Share of the time of a step that compiled layers save."""
 
-    def torch_dtype(self) -> Any:
+    def torch_dtype(self) -> "torch.dtype":
+        """Return the dtype of computation as torch has it."""
         import torch
 
         return getattr(torch, self.dtype)
 
     def micro_batch(self, max_length: int, limit: int) -> int:
-        """Contexts of one forward pass: the power of two that the token budget allows."""
+        """Return the contexts of a forward pass: a power of two within the token budget."""
         wanted = max(1, min(limit, self.tokens_per_batch // max_length))
         return 2 ** (wanted.bit_length() - 1)
 
     def record(self) -> dict[str, Any]:
+        """Return JSON values for manifests."""
         return asdict(self)
 
 
 def probe() -> Machine:
-    """Ask this machine."""
+    """Ask this machine what it has."""
     import os
     from importlib.util import find_spec
 
@@ -103,7 +108,7 @@ def probe() -> Machine:
 
 
 def resolve(machine: Machine) -> Hardware:
-    """Decide; pure, so that every kind of machine can be tested on any."""
+    """Decide how a machine computes; pure, so that every kind can be tested on any."""
     if machine.cuda:
         return Hardware(
             device="cuda",
@@ -153,7 +158,7 @@ def resolve(machine: Machine) -> Hardware:
 
 
 def this_machine() -> Hardware:
-    """What this machine leads to."""
+    """Decide how this machine computes."""
     return resolve(probe())
 
 

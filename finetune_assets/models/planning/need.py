@@ -1,4 +1,4 @@
-"""What a recipe needs in memory on a device, with batches and checkpointing settled."""
+"""The memory that a recipe needs on a device, with batches and checkpointing settled."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -8,8 +8,14 @@ from finetune_assets.models.planning import speed as operations
 from finetune_assets.models.planning.choices import LOGIT_BYTES, PLAIN, pays_to_compile, precision
 from finetune_assets.models.planning.gpus import gpu
 from finetune_assets.models.planning.hardware import Hardware, probe, resolve
-from finetune_assets.models.planning.memory import FLOAT32, Engine, Memory, memory
-from finetune_assets.models.planning.schedule import Schedule, plan
+from finetune_assets.models.planning.memory import (
+    FLOAT32,
+    Computation,
+    Load,
+    Memory,
+    estimate_memory,
+)
+from finetune_assets.models.planning.schedule import Schedule, make_schedule
 from finetune_assets.models.planning.shape import Shape
 from finetune_assets.models.planning.speed import Speed
 from finetune_assets.models.records import TrainingSetRecord
@@ -20,7 +26,7 @@ CUDA_RUNTIME = 600 * 10**6
 """Bytes of a CUDA context and the kernels that are loaded into it."""
 
 CUDA_SLACK = 0.1
-"""What PyTorch's caching allocator loses to rounding and fragments."""
+"""Share of temporary memory that PyTorch's caching allocator loses to rounding and fragments."""
 
 CPU_RUNTIME = 1150 * 10**6
 """Resident bytes of a worker process with torch, transformers, peft and mlflow, and with what
@@ -32,7 +38,7 @@ DENSEST = 1.25
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a training set."""
+    """The rows and tokens of a training set."""
 
     rows: int
     contexts: int
@@ -62,7 +68,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a run is to happen."""
+    """The machine on which a run is to happen."""
 
     hardware: Hardware
     memory: int
@@ -73,11 +79,11 @@ class Target:
 
 
 def target(training: Training, where: str, device: str | None, devices: int | None) -> Target:
-    """A named device, or without a name this machine.
+    """Return a named device, or without a name this machine.
 
     Args:
         where: what named the device, for errors.
-        devices: how many; default: what the recipe says.
+        devices: number of devices; default: what the recipe says.
     """
     named = gpu(device, where) if device else None
     machine = named.machine() if named else probe()
@@ -86,51 +92,44 @@ def target(training: Training, where: str, device: str | None, devices: int | No
         resolve(machine),
         round(machine.memory_gb * GIB),
         devices or recipe,
-        operations.of_gpu(named) if named else None,
+        operations.published_speed(named) if named else None,
     )
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a recipe comes to on a target."""
+    """The memory, the computation and the batches that a recipe comes to on a target."""
 
     memory: Memory
-    """Of one device, when it holds most."""
-    engine: Engine
+    """Memory of one device, when it holds most."""
+    computation: Computation
     schedule: Schedule
 
 
 def need(shape: Shape, training: Training, target: Target, counts: Counts) -> Need:
-    """Memory of a run; activations are checkpointed if asked for, or if `auto` and needed."""
-    schedule = plan(counts.contexts, training, target.hardware, devices=target.devices)
+    """Estimate a run; activations are checkpointed if asked for, or if `auto` and needed."""
+    schedule = make_schedule(counts.contexts, training, target.hardware, devices=target.devices)
     context = training.max_length if training.packing else min(training.max_length, counts.longest)
     tokens = min(schedule.micro_batch * context, counts.tokens)
     share = min(1.0, DENSEST * counts.supervised / counts.tokens)
+    load = Load(tokens, ceil(tokens * share), min(context, counts.longest), devices=target.devices)
     auto = training.gradient_checkpointing == "auto"
     for checkpointing in (False, True) if auto else (bool(training.gradient_checkpointing),):
-        engine = _engine(shape, training, target, schedule, counts, checkpointing)
-        needed = memory(
-            shape,
-            training,
-            engine,
-            tokens=tokens,
-            supervised=ceil(tokens * share),
-            longest=min(context, counts.longest),
-            devices=target.devices,
-        )
+        computation = _computation(shape, training, target, schedule, counts, checkpointing)
+        needed = estimate_memory(shape, training, computation, load)
         if needed.total <= target.memory:
             break
-    return Need(needed, engine, schedule)
+    return Need(needed, computation, schedule)
 
 
-def _engine(
+def _computation(
     shape: Shape,
     training: Training,
     target: Target,
     schedule: Schedule,
     counts: Counts,
     checkpointing: bool,
-) -> Engine:
+) -> Computation:
     """How this project's trainer computes on a target; the choices of `engine.build`."""
     hardware, cuda = target.hardware, target.hardware.device == "cuda"
     compute = FLOAT32 if precision(training, hardware) == "float32" else 2
@@ -138,7 +137,7 @@ def _engine(
     adapted, documents = training.method == "lora" and not divided, shape.architecture in PLAIN
     plain = not training.lora.dropout and not training.lora.dora and training.quantization != "int8"
     tokens = epochs(schedule, target, counts) * counts.tokens
-    return Engine(
+    return Computation(
         compute=compute,
         optimizer=hardware.optimizer if training.optim == "auto" else training.optim,
         checkpointing=checkpointing,
@@ -156,6 +155,6 @@ def _engine(
 
 
 def epochs(schedule: Schedule, target: Target, counts: Counts) -> float:
-    """Passes over the training set, of which the last may be a part."""
+    """Return the passes over the training set, of which the last may be a part."""
     contexts = schedule.micro_batch * schedule.accumulation * target.devices
     return schedule.total_steps * contexts / counts.contexts

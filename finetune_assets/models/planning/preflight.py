@@ -1,43 +1,50 @@
-"""Before a run: what it needs, whether the device has it, how long it takes, what would fit."""
+"""A plan before a run: what it needs, whether the device has it, how long it takes, what fits."""
 
 from dataclasses import dataclass
 from math import ceil
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.models.planning.memory import Memory, on_host, optimizer_bytes, trained
+from finetune_assets.models.planning.memory import (
+    Memory,
+    on_host,
+    optimizer_bytes,
+    trained_matrices,
+)
 from finetune_assets.models.planning.need import Counts, Need, Target, epochs, need
 from finetune_assets.models.planning.remedies import Suggestion, suggestions
 from finetune_assets.models.planning.schedule import Schedule
 from finetune_assets.models.planning.shape import Shape
-from finetune_assets.models.planning.speed import forward, seconds, training_pass
+from finetune_assets.models.planning.speed import forward_operations, seconds, training_operations
 from finetune_assets.models.records import PlanRecord
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need."""
+    """The needs of a run, foretold."""
 
     target: Target
     needed: Memory
-    """Of one device."""
+    """Memory of one device."""
     on_host: int
     """Bytes of optimizer state that may be in the host's memory."""
     checkpointing: bool
     schedule: Schedule
     counts: Counts
     tokens: int
-    """Of all epochs."""
+    """Tokens of all epochs."""
     seconds: float | None
-    """Of training and its validation losses, without loading; None if no speed is known."""
+    """Time of training and its validation losses, without loading; None if no speed is known."""
     price_per_hour: float
     suggestions: tuple[Suggestion, ...]
 
     @property
     def fits(self) -> bool:
+        """Whether a device has the memory."""
         return self.needed.total <= self.target.memory
 
     @property
     def cost(self) -> float | None:
+        """The price of the time."""
         return None if self.seconds is None else self.seconds / 3600 * self.price_per_hour
 
     def record(self) -> PlanRecord:
@@ -56,16 +63,16 @@ class Plan:
 
 
 def preflight(shape: Shape, training: Training, target: Target, counts: Counts) -> Plan:
-    """What the run needs, and if that does not fit, what would."""
+    """Estimate what a run needs, and if that does not fit, what would."""
     needed = need(shape, training, target, counts)
-    paged = on_host(needed.engine)
-    state = optimizer_bytes(trained(shape, training), needed.engine) if paged else 0
+    paged = on_host(needed.computation)
+    state = optimizer_bytes(trained_matrices(shape, training), needed.computation) if paged else 0
     fits = needed.memory.total <= target.memory
     return Plan(
         target=target,
         needed=needed.memory,
         on_host=state,
-        checkpointing=needed.engine.checkpointing,
+        checkpointing=needed.computation.checkpointing,
         schedule=needed.schedule,
         counts=counts,
         tokens=round(epochs(needed.schedule, target, counts) * counts.tokens),
@@ -84,16 +91,18 @@ def _seconds(
     schedule, rate = needed.schedule, target.speed.operations
     rounds = epochs(schedule, target, counts)
     span, share = counts.tokens / counts.rows, counts.supervised / counts.tokens
-    work = training_pass(
+    work = training_operations(
         shape,
         training,
-        needed.engine,
+        needed.computation,
         tokens=rounds * counts.tokens / target.devices,
         supervised=rounds * counts.supervised / target.devices,
         span=span,
     )
     seen = ceil(schedule.total_steps / schedule.eval_steps) * counts.validation_tokens
-    losses = forward(shape, tokens=seen, supervised=seen * share, span=span) / target.devices
+    losses = (
+        forward_operations(shape, tokens=seen, supervised=seen * share, span=span) / target.devices
+    )
     passes = schedule.total_steps * schedule.accumulation
-    trains = seconds(shape, training, needed.engine, target.speed, work=work, passes=passes)
+    trains = seconds(shape, training, needed.computation, target.speed, work=work, passes=passes)
     return trains + losses / rate

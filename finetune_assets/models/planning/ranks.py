@@ -1,4 +1,4 @@
-"""How many processes share a run, and what one of them knows of the others."""
+"""The processes that share a run, and what one of them knows of the others."""
 
 import os
 
@@ -8,7 +8,7 @@ from finetune_assets.models.planning.hardware import Hardware
 
 
 def wanted(training: Training, hardware: Hardware) -> int:
-    """Processes that the recipe asks for, one a device.
+    """Return the number of processes that the recipe asks for, one a device.
 
     Raises:
         UserError: the machine has fewer GPUs.
@@ -27,20 +27,20 @@ def wanted(training: Training, hardware: Hardware) -> int:
 
 
 def count() -> int:
-    """Processes that share every step of this one; 1 outside a launcher."""
+    """Return the number of processes that share every step; 1 outside a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def index() -> int:
-    """Which of them this one is, from 0."""
+    """Return which of the processes this one is, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def divides(training: Training) -> bool:
-    """Weights are spread over the processes, so that no layer may be read from outside."""
+    """Whether weights are spread over the processes, so that no layer may be read from outside."""
     return count() > 1 and training.devices.strategy in ("fsdp", "zero3")
 
 
 def keeps_gradients(training: Training) -> bool:
-    """Gradients lie whole at the weights that they are of."""
+    """Whether gradients lie whole at the weights that they belong to."""
     return count() == 1 or training.devices.strategy == "ddp"

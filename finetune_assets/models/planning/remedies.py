@@ -1,4 +1,4 @@
-"""What would make a run fit: changes of its recipe, the least harmful first."""
+"""Changes of a recipe that make a run fit, the least harmful first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class Suggestion:
 def suggestions(
     shape: Shape, training: Training, target: Target, counts: Counts
 ) -> Iterator[Suggestion]:
-    """Changes by growing harm, each kept if it saves, until the run fits."""
+    """Yield changes by growing harm, each kept if it saves, until the run fits."""
     changes: dict[str, Any] = {}
     before = need(shape, training, target, counts).memory.total
     for change in _changes(shape, training, target, counts):

@@ -1,4 +1,4 @@
-"""How many contexts go where: batches and steps of a run; no torch is needed to know them."""
+"""Batches and steps of a run; no torch is needed to know them."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from finetune_assets.models.planning.hardware import Hardware
 
 @dataclass(frozen=True)
 class Schedule:
-    """Derived once from the data, the recipe and the hardware."""
+    """Batches and steps, derived once from the data, the recipe and the hardware."""
 
     micro_batch: int
     """Contexts of a forward pass, on each device."""
@@ -22,8 +22,10 @@ class Schedule:
     """Optimizer steps between checkpoints."""
 
 
-def plan(contexts: int, training: Training, hardware: Hardware, *, devices: int = 1) -> Schedule:
-    """Batches and steps of a run over `contexts` training contexts.
+def make_schedule(
+    contexts: int, training: Training, hardware: Hardware, *, devices: int = 1
+) -> Schedule:
+    """Derive the batches and steps of a run over `contexts` training contexts.
 
     Args:
         devices: processes that share every optimizer step.

@@ -1,14 +1,11 @@
-"""A model's shape, read from its configuration: no weights and no torch are needed."""
+"""The shape of a model, read from its configuration: no weights and no torch are needed."""
 
-import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_assets.errors import UserError
-
-Config = dict[str, Any]
+from finetune_assets.models.bases.reference import Config
 
 
 @dataclass(frozen=True)
@@ -16,16 +13,16 @@ class Linear:
     """A linear layer of every block; bitsandbytes quantises it, and LoRA can adapt it."""
 
     path: str
-    """Within the block, e.g. `self_attn.q_proj`."""
+    """Path within the block, e.g. `self_attn.q_proj`."""
     inputs: int
     outputs: int
     reads: Literal["attention", "heads", "feed_forward", "inner"]
-    """What comes in: what attention reads, what its heads give, what the feed-forward layer reads,
-    or what is inside it. Layers that read the same share its memory."""
+    """The input: that of attention, the answers of its heads, that of the feed-forward layer, or
+    what is inside it. Layers that read the same share its memory."""
 
     @property
     def parameters(self) -> int:
-        """Without its bias, which is under 0.1 % of it."""
+        """Parameters of the layer without its bias, which is under 0.1 % of it."""
         return self.inputs * self.outputs
 
 
@@ -51,12 +48,12 @@ class Shape:
     block: str
     """Path of the list of blocks in the model, e.g. `model.layers`."""
     linears: tuple[Linear, ...]
-    """Of one block."""
+    """The linear layers of one block."""
     experts: int
     """Parameters of one block's experts and router: stacked tensors, which are neither quantised
     nor adapted, as they are no linear layers to the libraries."""
     active_experts: int
-    """Those that one token passes."""
+    """Parameters of the experts of a block that one token passes."""
     norms: int
     """Parameters of one block's normalisation."""
     embedding: int
@@ -80,6 +77,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
+        """All parameters."""
         return self.linear + self.other
 
 
@@ -142,10 +140,10 @@ def known(config: Config) -> bool:
 
 
 def read(config: Config, where: str) -> Shape:
-    """The shape that a Hugging Face `config.json` describes.
+    """Derive the shape that a Hugging Face `config.json` describes.
 
     Raises:
-        UserError: the architecture is none whose blocks this can derive.
+        UserError: the blocks of the architecture are not known.
     """
     config = config.get("text_config") or config
     family = str(config.get("model_type", "llama"))
@@ -184,45 +182,12 @@ def read(config: Config, where: str) -> Shape:
     )
 
 
-def folder_config(folder: Path) -> Config:
-    """The configuration of a model folder in the Hugging Face layout."""
-    return json.loads((folder / "config.json").read_text())
-
-
-def gguf_config(file: Path) -> Config:
-    """What a GGUF file's header says of the shape, under the keys of a `config.json`."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(file)
-    fields = reader.fields
-    family = fields["general.architecture"].contents()
-    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
-    config: Config = {"model_type": family, "tie_word_embeddings": tied}
-    for theirs, ours in _GGUF_KEYS.items():
-        if field := fields.get(f"{family}.{theirs}"):
-            config[ours] = field.contents()
-    config.setdefault("vocab_size", len(fields["tokenizer.ggml.tokens"].data))
-    return config
-
-
 _DIMENSIONS = (
     ("hidden_size", "n_embd", "d_model"),
     ("num_hidden_layers", "n_layer"),
     ("num_attention_heads", "n_head"),
     ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
 )
-_GGUF_KEYS = {
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "feed_forward_length": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-}
 
 
 def _first(config: Config, *keys: str) -> int:
@@ -291,7 +256,7 @@ class _Experts:
 
 
 def adapted(shape: Shape, targets: str | list[str]) -> list[Linear]:
-    """Linear layers of a block that LoRA adapts, chosen as PEFT's `target_modules` chooses.
+    """Return the linear layers of a block that LoRA adapts, as PEFT's `target_modules` chooses.
 
     Raises:
         UserError: the model has none of them.

@@ -1,4 +1,8 @@
-"""How long a run computes: floating-point operations, and what a machine does of them a second."""
+"""How long a run computes: floating-point operations, and what a machine does of them a second.
+
+A forward pass takes 2 operations for each parameter and token, a backward pass 2 for the gradient
+of the input and 2 for that of a trained weight (Kaplan et al., 2020, section 2.1).
+"""
 
 import time
 from dataclasses import dataclass
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.planning.gpus import UTILISATION, Gpu
 from finetune_assets.models.planning.hardware import Hardware
-from finetune_assets.models.planning.memory import Engine, trained
+from finetune_assets.models.planning.memory import Computation, trained_matrices
 from finetune_assets.models.planning.shape import Shape
 
 CPU_EFFICIENCY = 0.5
@@ -14,7 +18,7 @@ CPU_EFFICIENCY = 0.5
 SmolLM2-135M in bf16: 0.57 with fused adapters, 0.44 trained whole."""
 
 DEQUANTISED_BYTES = 0.5 + 2 + 2
-"""Of a parameter, moved to dequantise it: read in 4 bits, written and read again in 16."""
+"""Bytes moved to dequantise a parameter: read in 4 bits, written and read again in 16."""
 
 DEQUANTISING_EFFICIENCY = 0.5
 """Share of the memory's bandwidth at which that happens."""
@@ -26,16 +30,17 @@ DEQUANTISED_ON_CPU = 1e9
 """Parameters a second that a CPU dequantises, where 4-bit weights are not held as values."""
 
 BLOCK_SECONDS = 0.004
-"""That a pass forth and back through a block takes at least on a GPU, however small it is, as its
-kernels are launched one by one; LitGPT's table of one row a pass has it for models of 1 to 13
-billion parameters."""
+"""Least time of a pass forth and back through a block on a GPU, however small it is, as its kernels
+are launched one by one; LitGPT's table of one row a pass has it for models of 1 to 13 billion
+parameters."""
 
 PROBE_SECONDS = 0.5
+"""Time that `measure_speed` takes."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one device achieves in training."""
+    """The work that one device gets done in training."""
 
     operations: float
     """Floating-point operations a second."""
@@ -45,30 +50,36 @@ class Speed:
     """Seconds that a pass through a block takes at least."""
 
 
-def of_gpu(gpu: Gpu) -> Speed:
-    """From published peaks, at a stated utilisation."""
+def published_speed(gpu: Gpu) -> Speed:
+    """Return the speed that published peaks promise, at UTILISATION."""
     bandwidth = gpu.bandwidth * 1e9 * DEQUANTISING_EFFICIENCY
     return Speed(gpu.tflops * 1e12 * UTILISATION, bandwidth / DEQUANTISED_BYTES, BLOCK_SECONDS)
 
 
 def seconds(
-    shape: Shape, training: Training, engine: Engine, speed: Speed, *, work: float, passes: int
+    shape: Shape,
+    training: Training,
+    computation: Computation,
+    speed: Speed,
+    *,
+    work: float,
+    passes: int,
 ) -> float:
-    """That training computes on one device.
+    """Return how long training computes on one device.
 
     Args:
-        work: its operations.
-        passes: in which they are done, each forth and back.
+        work: operations of the training.
+        passes: passes in which they are done, each forth and back.
     """
     needed = max(work / speed.operations, passes * shape.layers * speed.block)
-    if training.quantization != "none" and not engine.dequantised:
-        times = passes * (3 if engine.checkpointing else 2)
+    if training.quantization != "none" and not computation.dequantised:
+        times = passes * (3 if computation.checkpointing else 2)
         needed += times * shape.linear / speed.dequantised
     return needed
 
 
-def forward(shape: Shape, *, tokens: float, supervised: float, span: float) -> float:
-    """Operations of a forward pass.
+def forward_operations(shape: Shape, *, tokens: float, supervised: float, span: float) -> float:
+    """Return the operations of a forward pass.
 
     Args:
         supervised: tokens whose logits are computed.
@@ -86,32 +97,35 @@ def _attention(shape: Shape, tokens: float, span: float) -> float:
     return 2 * shape.layers * shape.query * span * tokens
 
 
-def training_pass(
+def training_operations(
     shape: Shape,
     training: Training,
-    engine: Engine,
+    computation: Computation,
     *,
     tokens: float,
     supervised: float,
     span: float,
 ) -> float:
-    """Operations of a forward and a backward pass: 4 for each frozen weight and token, 6 for each
-    trained one, and 2 more of all in the blocks where activations are computed again."""
-    once = forward(shape, tokens=tokens, supervised=supervised, span=span)
+    """Return the operations of a forward and a backward pass.
+
+    They are 4 for each frozen weight and token, 6 for each trained one, and 2 more of all in the
+    blocks where activations are computed again.
+    """
+    once = forward_operations(shape, tokens=tokens, supervised=supervised, span=span)
     # Fused attention computes the scores again: five products back for two forth.
     total = 2 * once + 0.5 * _attention(shape, tokens, span)
     if training.method == "full":
         total += 2 * (shape.linear + shape.layers * shape.active_experts) * tokens
         total += 2 * shape.vocabulary * shape.hidden * supervised
     else:
-        matrices = trained(shape, training)
+        matrices = trained_matrices(shape, training)
         total += 6 * sum(rows * columns * n for (rows, columns), n in matrices.items()) * tokens
-    if engine.checkpointing:
+    if computation.checkpointing:
         total += once - 2 * shape.vocabulary * shape.hidden * supervised
     return total
 
 
-def measured(hardware: Hardware, shape: Shape) -> Speed:
+def measure_speed(hardware: Hardware, shape: Shape) -> Speed:
     """Time matrix products of this model's size on this machine, for half a second."""
     import torch
 

@@ -1,4 +1,4 @@
-"""A plan as rows of tables, and beside what a run measured."""
+"""Tables of a plan, and of a plan beside what its run measured."""
 
 from typing import Any
 
@@ -6,11 +6,12 @@ from finetune_assets.models.planning.preflight import Plan
 from finetune_assets.models.records import AdapterRecord, PlanRecord
 
 GB = 1e9
-Row = dict[str, Any]
+TableRow = dict[str, Any]
+"""Values by the titles of columns."""
 
 
-def memory_rows(plan: Plan) -> list[Row]:
-    """Memory by part, as a table."""
+def memory_rows(plan: Plan) -> list[TableRow]:
+    """Return the memory by part, as a table."""
     total = plan.needed.total
     rows = [
         {"memory": part, "GB": round(size / GB, 3), "share": f"{size / total:.0%}"}
@@ -22,10 +23,10 @@ def memory_rows(plan: Plan) -> list[Row]:
     return [*rows, {"memory": "all", "GB": round(total / GB, 3), "share": "100%"}]
 
 
-def suggestion_rows(plan: Plan) -> list[Row]:
-    """Changes of the recipe, each on top of the last, as a table."""
-    rows: list[Row] = []
-    before: Row = {}
+def suggestion_rows(plan: Plan) -> list[TableRow]:
+    """Return the changes of the recipe, each on top of the last, as a table."""
+    rows: list[TableRow] = []
+    before: TableRow = {}
     for each in plan.suggestions:
         new = {key: value for key, value in each.changes.items() if before.get(key) != value}
         change = ", ".join(f"{key}: {_yaml(value)}" for key, value in new.items())
@@ -34,7 +35,7 @@ def suggestion_rows(plan: Plan) -> list[Row]:
     return rows
 
 
-def estimate_table(plan: PlanRecord, actual: AdapterRecord) -> list[Row]:
+def estimate_table(plan: PlanRecord, actual: AdapterRecord) -> list[TableRow]:
     """Return what a run was expected to need beside what it needed, as a table.
 
     Memory is that of the GPU where there is one, or that of the process; what was not estimated or
@@ -62,14 +63,14 @@ def estimate_table(plan: PlanRecord, actual: AdapterRecord) -> list[Row]:
 
 
 def duration(seconds: float) -> str:
-    """As people say it, with two digits that mean something."""
+    """Say a duration as people do, with two digits that mean something."""
     minutes = seconds / 60
     if minutes < 100:
         return f"{minutes:.2g} minutes"
     return f"{minutes / 60:.2g} hours" if minutes < 48 * 60 else f"{minutes / 1440:.2g} days"
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
     return str(value).lower() if isinstance(value, bool) else str(value)

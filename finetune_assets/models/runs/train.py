@@ -7,7 +7,7 @@ from typing import Any
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.planning.choices import precision
 from finetune_assets.models.planning.hardware import Hardware
-from finetune_assets.models.planning.schedule import plan
+from finetune_assets.models.planning.schedule import make_schedule
 from finetune_assets.models.runs import recovery
 from finetune_assets.models.runs.distributed import run
 from finetune_assets.models.tokenization.contexts import Contexts
@@ -35,7 +35,7 @@ def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any
     if count := checkpoints.fetch(request.fingerprint):
         report.log(f"checkpoints fetched from {checkpoints.remote(request.fingerprint)}: {count}")
     contexts = len(Contexts.open(request.training_set, "train"))
-    planned = plan(contexts, training, hardware, devices=processes)
+    planned = make_schedule(contexts, training, hardware, devices=processes)
     recovery.forget_another_schedule(root, planned, report.log)
     schedule = recovery.first_schedule(planned, root, report.log)
     with (

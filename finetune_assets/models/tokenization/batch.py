@@ -1,4 +1,4 @@
-"""Batches of rows: read from a split's file, and made arrays of documents by any process."""
+"""Batches of rows: read from a split's file, and tokenised by any process."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.models.tokenization.fit import fitted
+from finetune_assets.models.tokenization.fit import fit_rows
 from finetune_assets.models.tokenization.render import IGNORED
 from finetune_assets.models.tokenization.rows import Row, RowTokenizer, is_learned
 
@@ -18,7 +18,7 @@ BATCH_ROWS, BATCH_BYTES = 512, 4 << 20
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Documents one after another, and what became of the rows they come from."""
 
     tokens: np.ndarray
@@ -40,20 +40,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchTokenizer:
-    """The function that other processes run."""
+    """Rows to documents of at most `max_length` tokens; a function that other processes run."""
 
     tokenizer: RowTokenizer
     training: Training
 
-    def __call__(self, given: list[Row]) -> Batch:
-        """
+    def __call__(self, given: list[Row]) -> TokenBatch:
+        """Tokenise rows, and cut or leave out those that are too long.
+
         Raises:
             UserError: a row cannot be learned as it is; it is named.
         """
         rows = [row for row in given if is_learned(row)]
-        found = fitted(rows, self.tokenizer(rows), self.training)
+        found = fit_rows(rows, self.tokenizer(rows), self.training)
         labels = np.concatenate([np.empty(0, np.int32), *(d.labels for d in found.documents)])
-        return Batch(
+        return TokenBatch(
             np.concatenate([np.empty(0, np.int32), *(d.input_ids for d in found.documents)]),
             labels != IGNORED,
             np.array([len(d.input_ids) for d in found.documents], np.int32),
@@ -66,7 +67,7 @@ class BatchTokenizer:
 
 
 def batches(path: Path) -> Iterator[list[Row]]:
-    """Rows of a split in batches, which do not depend on who asks for them."""
+    """Read the rows of a split in batches, which do not depend on who asks for them."""
     # Processes that only tokenise do without polars: its threads do not survive a fork.
     from finetune_assets.storage import parquet
 
@@ -78,7 +79,7 @@ def batches(path: Path) -> Iterator[list[Row]]:
 
 
 def row_count(path: Path) -> int:
-    """Rows of a Parquet file."""
+    """Return the number of rows of a Parquet file."""
     import pyarrow.parquet as pq
 
     return pq.read_metadata(path).num_rows

@@ -35,7 +35,7 @@ class Context:
 
 
 def join(documents: Sequence[Tokens]) -> Context:
-    """Documents one after another; the first token of each has nothing to be predicted from."""
+    """Put documents one after another; the first token of each has no loss."""
     labels = np.concatenate([d.labels for d in documents], dtype=np.int32)
     labels[np.cumsum([0, *(len(d.input_ids) for d in documents[:-1])])] = IGNORED
     return Context(
@@ -49,7 +49,8 @@ class Contexts(Sequence[Context]):
     """The contexts of a split; nothing but the light columns is read before it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """
+        """Map the files of a split.
+
         Raises:
             UserError: the files do not belong together.
         """
@@ -68,7 +69,7 @@ class Contexts(Sequence[Context]):
 
     @classmethod
     def open(cls, folder: Path, split: str) -> "Contexts":
-        """The contexts of a split of a training set; costs no more for a large one."""
+        """Open a split of a training set; it costs no more for a large one."""
         return cls(folder / split)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,7 +110,7 @@ class Contexts(Sequence[Context]):
 
 
 class Writer:
-    """Appends documents to a split, and says at the end which documents share a context."""
+    """A writer that appends documents to a split, and at the end says which share a context."""
 
     def __init__(self, tokens: "GrowingArray", learned: "GrowingArray", folder: Path) -> None:
         self._tokens, self._learned, self._folder = tokens, learned, folder
@@ -117,7 +118,7 @@ class Writer:
         self._supervised: list[np.ndarray] = []
 
     def append(self, tokens: np.ndarray, learned: np.ndarray, lengths: np.ndarray) -> None:
-        """Documents one after another, of `lengths` tokens each (at least 1).
+        """Append documents that lie one after another, of `lengths` tokens each (at least 1).
 
         The first token of a document has nothing to be predicted from, so it is never learned.
         """
@@ -151,8 +152,8 @@ class Writer:
 
 
 @contextmanager
-def writing(folder: Path, split: str) -> Iterator[Writer]:
-    """Give a writer of a split; its `finish` is to be called before the block ends."""
+def write_contexts(folder: Path, split: str) -> Iterator[Writer]:
+    """Give a writer of a split, whose `finish` is to be called before the block ends."""
     target = folder / split
     target.mkdir(parents=True)
     with ExitStack() as files:
@@ -173,6 +174,7 @@ class GrowingArray:
         return self
 
     def append(self, values: np.ndarray) -> None:
+        """Write values behind those that are there."""
         self._file.write(np.ascontiguousarray(values, self._dtype).data)
         self._size += len(values)
 
@@ -182,7 +184,7 @@ class GrowingArray:
         self._file.close()
 
     def _write_header(self) -> None:
-        """numpy leaves room in it for the first dimension to grow, so its size stays the same."""
+        """Write the header; numpy leaves room in it for the length, so its size stays the same."""
         description = np.lib.format.dtype_to_descr(self._dtype)
         np.lib.format.write_array_header_1_0(
             self._file,

@@ -37,7 +37,8 @@ class Encoder:
     """A base's tokenizer without truncation, padding, or special tokens of its own."""
 
     def __init__(self, description: str, split_special_tokens: bool) -> None:
-        """
+        """Build the Rust core of a tokenizer.
+
         Args:
             description: the Rust tokenizer as JSON.
             split_special_tokens: whether special tokens that a text spells out are plain text.
@@ -61,7 +62,8 @@ class Encoder:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", where: str) -> "Encoder":
-        """
+        """Take over the Rust core of a tokenizer.
+
         Raises:
             UserError: the tokenizer has no Rust core.
         """
@@ -76,7 +78,7 @@ class Encoder:
         return cls(fast.backend_tokenizer.to_str(), bool(fast.split_special_tokens))
 
     def __call__(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
-        """Tokens of each text, and where in them its `places` (characters) are."""
+        """Return the tokens of each text, and where in them its `places` (characters) are."""
         made: list[Encoded] = []
         for start in range(0, len(texts), AT_ONCE):
             some = slice(start, start + AT_ONCE)

@@ -1,4 +1,4 @@
-"""Rows that are longer than a context: cut, dropped, an error, or divided into pieces."""
+"""Fitting of rows to contexts: long ones are cut, dropped, an error, or divided into pieces."""
 
 import hashlib
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class Fitted:
     """Rows that are plain text."""
 
 
-def fitted(rows: Sequence[Row], tokens: Sequence[Tokens], training: Training) -> Fitted:
-    """What of the rows becomes documents; each of them teaches at least one token.
+def fit_rows(rows: Sequence[Row], tokens: Sequence[Tokens], training: Training) -> Fitted:
+    """Make documents of rows; each of them teaches at least one token.
 
     Raises:
         UserError: a row is too long where `long_rows` is `error`.
@@ -59,12 +59,12 @@ def fitted(rows: Sequence[Row], tokens: Sequence[Tokens], training: Training) ->
 
 
 def fit(tokens: Tokens, max_length: int) -> Tokens:
-    """Cut at `max_length`; the cut answer loses its stop token and so is not taught as complete."""
+    """Cut at `max_length`; a cut answer loses its stop token, so it is not taught as complete."""
     return Tokens(tokens.input_ids[:max_length], tokens.labels[:max_length])
 
 
 def cut_document(tokens: Tokens, max_length: int, overlap: int = 0) -> list[Tokens]:
-    """A document in pieces of at most `max_length` tokens; nothing of it is lost.
+    """Cut a document into pieces of at most `max_length` tokens; nothing of it is lost.
 
     It is cut after the last of its `breaks` in the second half of a full piece, if there is one.
     Each piece but the first begins with the last `overlap` tokens of the one before, without loss.

@@ -7,7 +7,7 @@ Packed = tuple[np.ndarray, np.ndarray]
 
 
 def pack(lengths: np.ndarray, max_length: int) -> Packed:
-    """Best-fit-decreasing bin packing into contexts of at most `max_length` tokens.
+    """Pack documents best-fit-decreasing into contexts of at most `max_length` tokens.
 
     Each document must fit by itself. Deterministic. A bit for every room left that some context
     has finds the tightest one, so the cost is linear in the number of documents.
@@ -32,7 +32,7 @@ def pack(lengths: np.ndarray, max_length: int) -> Packed:
 
 
 def pack_in_order(lengths: np.ndarray, max_length: int) -> Packed:
-    """A new context wherever the next document does not fit; documents keep their order."""
+    """Pack documents in their order; where one does not fit, a new context begins."""
     context_of = np.empty(len(lengths), np.int64)
     context, left = -1, 0
     for document, size in enumerate(lengths.tolist()):
@@ -44,7 +44,7 @@ def pack_in_order(lengths: np.ndarray, max_length: int) -> Packed:
 
 
 def one_each(lengths: np.ndarray) -> Packed:
-    """No packing: a context is a document."""
+    """Make a context of each document."""
     return np.arange(len(lengths)), np.arange(len(lengths) + 1)
 
 

@@ -1,4 +1,4 @@
-"""What the model sees of a conversation, and which of it carries loss."""
+"""Conversations as the model sees them, and which of their text carries loss."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,16 +30,16 @@ class Tokens:
     labels: np.ndarray
     """The token itself where it carries loss, else IGNORED."""
     breaks: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    """Of a document: numbers of tokens after which it is cut by preference, ascending."""
+    """Numbers of tokens after which a document is cut by preference, ascending."""
 
     @property
     def supervised(self) -> int:
-        """Tokens with loss. The first is none, as there is nothing to predict it from."""
+        """Tokens with loss; the first is none, as there is nothing to predict it from."""
         return int((self.labels[1:] != IGNORED).sum())
 
 
 class Template:
-    """A chat template, compiled once; prints what `apply_chat_template` does in half the time."""
+    """A compiled chat template; it prints what `apply_chat_template` does in half the time."""
 
     def __init__(self, text: str, special_tokens: dict[str, str]) -> None:
         from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -52,7 +52,8 @@ class Template:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", where: str = "chat template") -> "Template":
-        """
+        """Compile the chat template of a base.
+
         Raises:
             UserError: the base has no template, or one that is no Jinja.
         """
@@ -71,7 +72,7 @@ class Template:
         functions: list[Any] | None = None,
         where: str = "chat template",
     ) -> str:
-        """The conversation as text; `open_turn` adds the assistant's header.
+        """Print a conversation; `open_turn` adds the assistant's header.
 
         Raises:
             UserError: the template refuses it.
@@ -110,7 +111,7 @@ class Rendered:
 
 
 def require_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> str:
-    """The chat template of a base.
+    """Return the chat template of a base.
 
     Raises:
         UserError: it has none.
@@ -130,7 +131,7 @@ def prompt_ids(
     messages: list[Message],
     functions: list[Any] | None = None,
 ) -> list[int]:
-    """Tokens of a prompt that ends where the assistant is to answer.
+    """Return the tokens of a prompt that ends where the assistant is to answer.
 
     The template prints the special tokens itself, so the tokenizer must add none.
     """
@@ -138,7 +139,7 @@ def prompt_ids(
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
 
 
-def rendered(
+def render_conversation(
     template: Template,
     messages: list[Message],
     *,
@@ -146,7 +147,7 @@ def rendered(
     loss_mask: LossMask = "assistant",
     where: str = "chat template",
 ) -> Rendered:
-    """The conversation as text, and what of it carries loss.
+    """Print a conversation, and find what of it carries loss.
 
     A turn begins after its header and ends after the token that closes it. It is found by
     rendering the conversation up to the turn, so a template needs no `{% generation %}` markers.
@@ -188,14 +189,14 @@ def _complement(spans: list[tuple[int, int]], length: int) -> list[tuple[int, in
 
 
 def stop_token_ids(tokenizer: "PreTrainedTokenizerBase", where: str) -> list[int]:
-    """Tokens that end an answer: the one that the template closes a turn with, and EOS.
+    """Return the tokens that end an answer: the one that closes a turn in the template, and EOS.
 
     Raises:
         UserError: the template closes no turn with a special token, so that a model trained on it
             would never stop.
     """
     probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    found = rendered(Template.of(tokenizer, where), probe, where=where)
+    found = render_conversation(Template.of(tokenizer, where), probe, where=where)
     closed = found.text[: found.answers[0]]
     last = tokenizer(closed, add_special_tokens=False)["input_ids"][-1]  # pyright: ignore
     if last not in tokenizer.all_special_ids and last not in tokenizer.get_added_vocab().values():

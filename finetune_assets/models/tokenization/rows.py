@@ -1,11 +1,11 @@
-"""From rows of a split to what the model learns of them."""
+"""Rows of a split as the tokens that a model learns."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from finetune_assets.models.tokenization.render import (
     Template,
     Tokens,
     prompt_ids,
-    rendered,
+    render_conversation,
     stop_token_ids,
 )
 
@@ -38,32 +38,33 @@ def is_learned(row: Row) -> bool:
 
 
 def is_document(row: Row) -> bool:
+    """Whether a row is plain text and no conversation."""
     return row.get("text") is not None
 
 
 def conversation(row: Row) -> list[Message]:
-    """The turns that are learned, as chat templates take them; of a preference the chosen ones."""
+    """Return the turns as chat templates take them; of a preference the chosen ones."""
     turns = [*(row["messages"] or ()), *(row.get("chosen") or ())]
     return [_for_template(turn) for turn in turns]
 
 
 def tools(row: Row) -> list[Any] | None:
-    """Descriptions of the functions that the row's model may call."""
+    """Return the descriptions of the functions that the row's model may call."""
     return json.loads(row["tools"]) if row.get("tools") else None
 
 
 def place(row: Row) -> str:
-    """Where a row came from, for people."""
+    """Say where a row came from, for people."""
     return f"{row.get('source')}:{row.get('line')}"
 
 
 def prompt_of_row(tokenizer: "PreTrainedTokenizerBase", row: Row) -> list[int]:
-    """Tokens up to where the last answer begins."""
+    """Return the tokens of a row up to where the last answer begins."""
     return prompt_ids(tokenizer, conversation(row)[:-1], tools(row))
 
 
 def reference(row: Row) -> str:
-    """The answer that a generation is compared with; of a call to a tool, the call."""
+    """Return the answer that a generation is compared with; of a call to a tool, the call."""
     last = conversation(row)[-1]
     return last["content"] or json.dumps(last.get("tool_calls"), ensure_ascii=False)
 
@@ -73,19 +74,20 @@ class Ends:
     """Tokens at the ends of texts."""
 
     stop: frozenset[int]
-    """Any of these ends an answer."""
+    """Tokens of which any ends an answer."""
     bos: int | None
-    """Printed by templates; never twice."""
+    """The token that templates print first, and never twice."""
     before_documents: int | None
     """BOS, where the base's tokenizer begins plain text with it."""
     after_documents: int | None
-    """EOS."""
+    """EOS, with which plain text ends."""
 
     @classmethod
     def of(
         cls, tokenizer: "PreTrainedTokenizerBase", where: str, also_stop: Sequence[int] = ()
     ) -> "Ends":
-        """
+        """Find the ends of a base.
+
         Raises:
             UserError: the template closes no turn.
         """
@@ -99,9 +101,18 @@ class Ends:
         )
 
 
+class Options(TypedDict, total=False):
+    """The fields of a RowTokenizer that a recipe decides."""
+
+    loss_mask: LossMask
+    boundary: str | None
+    strict: bool
+    vocabulary: int | None
+
+
 @dataclass(frozen=True)
 class RowTokenizer:
-    """Rows to tokens. Made once for a base; other processes are sent it whole."""
+    """Rows to tokens, for one base; other processes are sent it whole."""
 
     template: Template
     encoder: Encoder
@@ -121,11 +132,12 @@ class RowTokenizer:
         where: str,
         *,
         also_stop: Sequence[int] = (),
-        **options: Any,
+        **options: Unpack[Options],
     ) -> "RowTokenizer":
-        """
+        """Make the tokenizer of a base's rows.
+
         Args:
-            where: named in errors that concern all rows.
+            where: the dataset file, named in errors that concern all rows.
             also_stop: tokens that end an answer besides the template's and EOS.
             options: fields of this class.
 
@@ -136,7 +148,7 @@ class RowTokenizer:
         return cls(Template.of(tokenizer, where), Encoder.of(tokenizer, where), ends, **options)
 
     def __call__(self, rows: Sequence[Row]) -> list[Tokens]:
-        """Tokens of each row: loss as `loss_mask` says, or on all of a document and its end.
+        """Return the tokens of each row, with loss as `loss_mask` says, or on all of a document.
 
         Raises:
             UserError: a row cannot be learned as it is; it is named.
@@ -163,7 +175,7 @@ class RowTokenizer:
 
     def _rendered(self, row: Row) -> Rendered:
         messages, functions = conversation(row), tools(row)
-        text = rendered(
+        text = render_conversation(
             self.template,
             messages,
             functions=functions,

@@ -7,18 +7,21 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
-from finetune_assets.models.tokenization.batch import Batch, BatchTokenizer, batches, row_count
-from finetune_assets.models.tokenization.contexts import Writer, writing
+from finetune_assets.models.tokenization.batch import BatchTokenizer, TokenBatch, batches, row_count
+from finetune_assets.models.tokenization.contexts import Writer, write_contexts
 from finetune_assets.models.tokenization.pack import Packed, one_each, pack, pack_in_order
 from finetune_assets.models.tokenization.render import IGNORED, Tokens, stop_token_ids
 from finetune_assets.models.tokenization.rows import RowTokenizer
 from finetune_assets.processes.pool import cores, map_in_processes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROCESS_ROWS = 4096
 """Rows worth a process of their own; starting one takes as long as tokenising some thousands."""
@@ -33,7 +36,10 @@ NAMED_ROWS = 20
 """Dropped rows whose places are kept."""
 
 HISTOGRAM_BINS = 40
+"""Most bins of a histogram of lengths."""
+
 PROGRESS_SECONDS = 5.0
+"""Least time between two reports."""
 
 
 def build(
@@ -63,17 +69,17 @@ def build(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    work = BatchTokenizer(for_rows(tokenizer, base, where, training), training)
+    work = BatchTokenizer(make_row_tokenizer(tokenizer, base, where, training), training)
     statistics: dict[str, Any] = {"stop_token_ids": stop_token_ids(tokenizer, where)}
     for name, path in splits.items():
-        started, counts = time.monotonic(), Counts()
+        started, counts = time.monotonic(), Tally()
         total = row_count(path)
         wanted = min(cores(), total // PROCESS_ROWS) if processes is None else processes
-        report = Progress(name, total, progress)
+        report = SplitProgress(name, total, progress)
         made = map_in_processes(
             work, batches(path), wanted, where=where, task="tokenised rows", preload=PRELOADED
         )
-        with writing(out, name) as writer, closing(made):
+        with write_contexts(out, name) as writer, closing(made):
             for batch in made:
                 writer.append(batch.tokens, batch.learned, batch.lengths)
                 counts.add(batch)
@@ -95,8 +101,10 @@ def build(
     return statistics
 
 
-def for_rows(tokenizer: Any, base: Path, where: str, training: Training) -> RowTokenizer:
-    """What tokenises the rows of a dataset for this base.
+def make_row_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", base: Path, where: str, training: Training
+) -> RowTokenizer:
+    """Make what tokenises the rows of a dataset for this base.
 
     Raises:
         UserError: the base has no usable template or tokenizer.
@@ -117,8 +125,8 @@ def for_rows(tokenizer: Any, base: Path, where: str, training: Training) -> RowT
 
 
 @dataclass
-class Counts:
-    """What the rows of a split became so far."""
+class Tally:
+    """The rows of a split so far, by what became of them."""
 
     rows: int = 0
     texts: int = 0
@@ -129,7 +137,8 @@ class Counts:
     row_lengths: list[np.ndarray] = field(default_factory=list)
     shown: list[Tokens] = field(default_factory=list)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: TokenBatch) -> None:
+        """Count a batch, and keep its first rows if some are to be shown still."""
         self.rows += len(batch.row_lengths) + batch.unwanted
         self.texts += batch.texts
         self.truncated += batch.truncated
@@ -145,14 +154,15 @@ class Counts:
             start += length
 
 
-class Progress:
-    """Says every few seconds how far a split is, how fast, and how long it takes still."""
+class SplitProgress:
+    """A report, every few seconds, of how far a split is, how fast, and how long it takes still."""
 
     def __init__(self, name: str, total: int, say: Callable[[str], None]) -> None:
         self._name, self._total, self._say = name, total, say
         self._started = self._said = time.monotonic()
 
     def __call__(self, done: int) -> None:
+        """Report that `done` rows are done, unless the last report was just now."""
         now = time.monotonic()
         if now - self._said < PROGRESS_SECONDS:
             return
@@ -164,7 +174,7 @@ class Progress:
         )
 
 
-def _require_loss(writer: Writer, counts: Counts, where: str, training: Training) -> None:
+def _require_loss(writer: Writer, counts: Tally, where: str, training: Training) -> None:
     if len(writer.lengths):
         return
     longest = max((int(part.max(initial=0)) for part in counts.row_lengths), default=0)
@@ -184,7 +194,7 @@ def _packed(lengths: np.ndarray, training: Training, ordered: bool) -> Packed:
     return (pack_in_order if ordered else pack)(lengths, training.max_length)
 
 
-def _described(writer: Writer, counts: Counts, contexts: int, training: Training) -> dict[str, Any]:
+def _described(writer: Writer, counts: Tally, contexts: int, training: Training) -> dict[str, Any]:
     row_lengths = np.concatenate(counts.row_lengths)
     tokens, supervised = int(writer.lengths.sum()), int(writer.supervised.sum())
     return {
@@ -204,15 +214,15 @@ def _described(writer: Writer, counts: Counts, contexts: int, training: Training
 
 
 def histogram(lengths: np.ndarray) -> dict[str, list[float]]:
-    """`edges` of at most HISTOGRAM_BINS bins of whole tokens, and `counts`."""
+    """Return the `edges` of at most HISTOGRAM_BINS bins of whole tokens, and their `counts`."""
     least, most = int(lengths.min()), int(lengths.max())
     width = (most - least) // HISTOGRAM_BINS + 1
     counts, edges = np.histogram(lengths, np.arange(least, most + width + 1, width))
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def loss_mask_text(tokenizer: Any, tokens: Tokens) -> list[tuple[str, bool]]:
-    """Runs of text with and without loss, for showing what the model will see."""
+def loss_mask_text(tokenizer: "PreTrainedTokenizerBase", tokens: Tokens) -> list[tuple[str, bool]]:
+    """Return the runs of text with and without loss, for showing what the model will see."""
     carries = tokens.labels != IGNORED
     edges = [0, *(np.flatnonzero(np.diff(carries)) + 1).tolist(), len(carries)]
     return [

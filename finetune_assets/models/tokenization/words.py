@@ -1,4 +1,4 @@
-"""Tokens of words, remembered: texts repeat words, and a tokenizer works each of them out anew.
+"""A memory of the tokens of words: texts repeat words, and tokenizers work each out anew.
 
 This holds for byte-level BPE with a known pre-tokenizer: those of GPT-2, Llama 3, Qwen and kin.
 There, no token spans a space between two printable ASCII characters: every alternative of the
@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
 BETWEEN_WORDS = re.compile(r"(?<=[!-~])(?= [!-~])")
 
@@ -36,14 +36,14 @@ LONGEST, MOST = 32, 100_000
 
 
 class Words:
-    """A tokenizer that remembers words; gives what `core.encode_batch_fast` gives."""
+    """A tokenizer that remembers words, and gives what `core.encode_batch_fast` gives."""
 
     def __init__(self, core: "Tokenizer") -> None:
         self._core = core
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text."""
+        """Return the tokens of each text."""
         known = self._known
         parts = [BETWEEN_WORDS.split(text) for text in texts]
         new = list(set().union(*parts).difference(known))
@@ -86,7 +86,7 @@ def _is_known(step: dict[str, Any]) -> bool:
     return step.get("type") == "Digits"
 
 
-def _stays_within(token: Any) -> bool:
+def _stays_within(token: "AddedToken") -> bool:
     """Whether an added token neither spans words nor looks at what is beside it."""
     looks = token.lstrip or token.rstrip or token.single_word
     return not looks and not re.search(r"[!-~] ([!-~]|$)", token.content)

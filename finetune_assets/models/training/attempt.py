@@ -10,7 +10,7 @@ from typing import Any
 from finetune_assets.errors import UserError
 from finetune_assets.models.adapters.initial import FROM_BASE
 from finetune_assets.models.adapters.saving import INITIAL, gathered, save_adapter
-from finetune_assets.models.kernels.heap import giving_back, loading
+from finetune_assets.models.kernels.heap import HeapTrimmer
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.planning.schedule import Schedule
@@ -21,6 +21,7 @@ from finetune_assets.models.training.samples import answering
 from finetune_assets.models.training.task import Copying, Report, Request, Task
 from finetune_assets.models.training.trainer import Setup, make_trainer
 from finetune_assets.models.training.watch import Memory, histories, watcher
+from finetune_assets.processes.garbage import set_aside_garbage
 from finetune_assets.storage import checkpoints
 
 SPLITS = ("train", "validation")
@@ -40,7 +41,7 @@ def attempt(
     try:
         return _attempt(task, report, copier, stopping)
     finally:
-        gc.unfreeze()  # what `loading` had set aside may be garbage now
+        gc.unfreeze()  # what `set_aside_garbage` kept may be garbage now
 
 
 def _attempt(
@@ -53,7 +54,7 @@ def _attempt(
     began = time.monotonic()
     contexts = {name: Contexts.open(request.training_set, name) for name in SPLITS}
     resume = checkpoints.latest(root)
-    with loading():
+    with set_aside_garbage():
         trainer, setup, kernels = _prepare(task, contexts, report, copier, resume)
     started = time.monotonic()
     with stopping(trainer):
@@ -120,7 +121,7 @@ def _prepare(
     asks = ranks.index() == 0 or ranks.divides(training)
     answer = answering(engine.model, tokenizer, training) if asks else None
     watch = watcher(report, Memory(), ranks.count(), answer)
-    trainer = make_trainer(setup, [watch, giving_back()])
+    trainer = make_trainer(setup, [watch, HeapTrimmer()])
     watch.trainer = trainer
     if resume is not None:
         trainer.progress = Progress.read(resume)

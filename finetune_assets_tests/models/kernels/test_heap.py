@@ -15,7 +15,7 @@ def test_a_step_that_needs_more_than_the_first_gives_back_once(
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=resident[0]))
     monkeypatch.setattr(psutil, "Process", lambda: process)
     monkeypatch.setattr(heap, "trim", lambda: given_back.append(resident[0]))
-    callback = heap.giving_back()
+    callback = heap.HeapTrimmer()
     for after_step in [100, 120, 130, 126, 131, 150, 158, 140, 170, 176]:
         resident[0] = after_step
         callback.on_step_end(None, None, None)

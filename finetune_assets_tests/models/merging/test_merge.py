@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from finetune_assets.errors import UserError
-from finetune_assets.models.bases.weights import INDEX
-from finetune_assets.models.merging.merge import TOLERANCE, merge, parity, stored_dtype
+from finetune_assets.models.bases.weights import INDEX, stored_dtype
+from finetune_assets.models.merging.merge import merge, parity
+from finetune_assets.models.records import TOLERANCE
 
 PROMPTS = [[5, 6, 7, 8, 20, 90, 33, 41], [9, 8, 7]]
 

@@ -20,12 +20,22 @@ torchtune, full tuning: pull requests 389 (AdamW in bf16, with and without `fore
 (paged AdamW, step in backward).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.models.planning.memory import Engine
-from finetune_assets.models.planning.shape import Shape, read
+from finetune_assets.models.planning.memory import (
+    Computation,
+    Load,
+    Memory,
+    divide,
+    estimate_phases,
+    kept_inputs,
+    peak,
+    quantised_bytes,
+    trained_matrices,
+)
+from finetune_assets.models.planning.shape import Shape, adapted, read
 
 GIB = 2**30
 GB = 10**9
@@ -73,16 +83,112 @@ def lora(r: int, targets: Any, quantization: str = "none", **keys: Any) -> Train
 
 
 @dataclass(frozen=True)
+class Tool:
+    """How another tool computes: what it trains has 16 bits, and all tokens have logits."""
+
+    computation: Computation = field(default_factory=Computation)
+    norms_in_16_bits: bool = False
+    keeps_inputs: bool = False
+    """4-bit layers keep their inputs, as those of bitsandbytes did in 2023."""
+    quantised_head: bool = False
+    float32_logits: int = 2
+    """Float32 copies of logits that are there together."""
+    logit_chunks: int = 1
+    """Parts, one after another, in which logits become float32 for the loss."""
+    step_in_backward: bool = False
+    """Each gradient is used and freed as soon as it is there."""
+
+    def that(self, **keys: Any) -> "Tool":
+        """The same tool with another computation."""
+        return replace(self, computation=replace(self.computation, **keys))
+
+
+@dataclass(frozen=True)
 class Case:
     name: str
     shape: Shape
     training: Training
-    engine: Engine
+    tool: Tool
     tokens: int
     """Of a forward pass on one device; its logits are computed for all of them."""
     published: float
     """Bytes."""
     devices: int = 1
+
+    @property
+    def computation(self) -> Computation:
+        return self.tool.computation
+
+
+def estimate(case: Case) -> Memory:
+    """The project's formulas for a case, changed where the other tool computes otherwise."""
+    shape, training, tool = case.shape, case.training, case.tool
+    load = Load(case.tokens, case.tokens, case.tokens, case.devices)
+    loss, block, step = (
+        _in_16_bits(phase, case)
+        for phase in estimate_phases(shape, training, tool.computation, load)
+    )
+    more = case.tokens * _more_of_a_block(case)
+    kept = 0 if tool.computation.checkpointing else shape.layers * more
+    each = 2 + 4 * tool.float32_logits / tool.logit_chunks
+    logits = round(case.tokens * shape.vocabulary * each)
+    # Weights that are trained whole need no copy of 16 bits for the passes.
+    cast = 2 * numbers(shape, training) if training.method == "full" else 0
+    found = (
+        replace(
+            loss,
+            activations=loss.activations + kept,
+            logits=logits,
+            workspace=loss.workspace - cast,
+        ),
+        replace(
+            block,
+            activations=block.activations + (kept or more),
+            workspace=block.workspace - cast,
+        ),
+        replace(step, workspace=step.workspace // 2),
+    )
+    strategy = training.devices.strategy
+    return peak([divide(each, strategy, case.devices) for each in found], tool.computation.slack)
+
+
+def numbers(shape: Shape, training: Training) -> int:
+    """How many numbers are trained."""
+    return sum(
+        rows * columns * n for (rows, columns), n in trained_matrices(shape, training).items()
+    )
+
+
+def _more_of_a_block(case: Case) -> int:
+    """Bytes of a token that a block keeps in the other tool, less those that it keeps in ours."""
+    shape, training, tool = case.shape, case.training, case.tool
+    more = -2 * shape.hidden * 2 if tool.norms_in_16_bits else 0
+    if training.method == "full":
+        return more
+    changed = adapted(shape, training.lora.targets)
+    if tool.keeps_inputs and training.quantization != "none":
+        more += 2 * (kept_inputs(shape.linears) - kept_inputs(changed))
+    return more - 2 * training.lora.r * len(changed)
+
+
+def _in_16_bits(phase: Memory, case: Case) -> Memory:
+    """What is trained takes half; a quantised model may have a quantised head."""
+    shape, training, tool = case.shape, case.training, case.tool
+    matrices = trained_matrices(shape, training)
+    largest = 2 * max(rows * columns for rows, columns in matrices)
+    weights = phase.weights
+    if training.method == "full":
+        weights //= 2
+    elif tool.quantised_head and training.quantization != "none":
+        weights += round(shape.head * (quantised_bytes(training) - 2))
+    in_float32 = not tool.computation.optimizer.endswith("bit")
+    return replace(
+        phase,
+        weights=weights,
+        adapter=phase.adapter // 2,
+        gradients=largest if tool.step_in_backward else phase.gradients // 2,
+        optimizer=phase.optimizer // 2 if in_float32 else phase.optimizer,
+    )
 
 
 def _litgpt(size: str, shape: Shape, scheme: str, rows: int, published: float) -> Case:
@@ -92,15 +198,9 @@ def _litgpt(size: str, shape: Shape, scheme: str, rows: int, published: float) -
         quantization=quantization,
         double_quantization=bool(double),
     )
-    engine = Engine(
-        trained=2,
-        float32_norms=False,
-        quantised_keep_inputs=True,
-        quantised_head=True,
-        all_logits=True,
-    )
+    tool = Tool(norms_in_16_bits=True, keeps_inputs=True, quantised_head=True)
     name = f"LitGPT Llama 2 {size} {scheme}, micro-batch {rows}"
-    return Case(name, shape, training, engine, 1304 * rows, published * GB)
+    return Case(name, shape, training, tool, 1304 * rows, published * GB)
 
 
 LITGPT = [
@@ -113,13 +213,13 @@ LITGPT = [
     _litgpt("13B", LLAMA_13B, "nf4-dq", 1, 22.55),
 ]
 
-_MAY_2024 = Engine(trained=2, checkpointing=True, all_logits=True, float32_logits=4)
+_MAY_2024 = Tool(Computation(checkpointing=True), float32_logits=4)
 _TWO = {"devices": {"count": 2, "strategy": "fsdp"}}
 _EIGHT = {"devices": {"count": 8, "strategy": "fsdp"}}
-_COMPILED = replace(_MAY_2024, compiled=True)
+_COMPILED = _MAY_2024.that(compiled=True)
 TORCHTUNE_2024 = [
-    Case(name, LLAMA_7B, training, engine, 4 * 2048, published * GB, devices)
-    for name, training, engine, published, devices in (
+    Case(name, LLAMA_7B, training, tool, 4 * 2048, published * GB, devices)
+    for name, training, tool, published, devices in (
         ("QLoRA, compiled", lora(8, "all-linear", "nf4"), _COMPILED, 12.3, 1),
         ("LoRA", lora(8, ["q_proj", "v_proj"]), _MAY_2024, 21.3, 1),
         ("LoRA on two", lora(8, ["q_proj", "v_proj"], **_TWO), _MAY_2024, 16.2, 2),
@@ -128,32 +228,32 @@ TORCHTUNE_2024 = [
 
 FULL = recipe(method="full", quantization="none")
 # Compiled, the loss never stores its log-probabilities.
-_FUSED = Engine(trained=2, compiled=True, all_logits=True, float32_logits=1)
+_FUSED = Tool(Computation(compiled=True), float32_logits=1)
 _CHUNKED = replace(_FUSED, logit_chunks=8)
-_CHECKPOINTED = replace(_CHUNKED, checkpointing=True)
+_CHECKPOINTED = _CHUNKED.that(checkpointing=True)
 _IN_BACKWARD = replace(_CHECKPOINTED, step_in_backward=True)
-_OFFLOADED = replace(_IN_BACKWARD, offloads=True)
-_ADAPTER = replace(_CHECKPOINTED, offloads=True)
+_OFFLOADED = _IN_BACKWARD.that(offloads=True)
+_ADAPTER = _CHECKPOINTED.that(offloads=True)
 _RANK_64 = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TORCHTUNE_FLAGS = [
-    Case(f"Llama 3.2 3B {name}", LLAMA_32_3B, training, engine, 2 * 4096, published * GIB)
-    for name, training, engine, published in (
-        ("packed", FULL, replace(_FUSED, compiled=False, float32_logits=2), 60.0),
+    Case(f"Llama 3.2 3B {name}", LLAMA_32_3B, training, tool, 2 * 4096, published * GIB)
+    for name, training, tool, published in (
+        ("packed", FULL, Tool(), 60.0),
         ("+ compile", FULL, _FUSED, 51.0),
         ("+ chunked cross entropy", FULL, _CHUNKED, 42.9),
         ("+ activation checkpointing", FULL, _CHECKPOINTED, 24.9),
         ("+ step in backward", FULL, _IN_BACKWARD, 23.1),
         ("+ activation offloading", FULL, _OFFLOADED, 21.8),
-        ("+ 8-bit AdamW", FULL, replace(_OFFLOADED, optimizer="adamw_8bit"), 17.6),
+        ("+ 8-bit AdamW", FULL, _OFFLOADED.that(optimizer="adamw_8bit"), 17.6),
         ("LoRA", lora(64, _RANK_64), _ADAPTER, 8.5),
         ("QLoRA", lora(64, _RANK_64, "nf4"), _ADAPTER, 4.6),
     )
 ]
 
-_PAGED = replace(_IN_BACKWARD, optimizer="paged_adamw_8bit")
+_PAGED = _IN_BACKWARD.that(optimizer="paged_adamw_8bit")
 TORCHTUNE_31 = [
-    Case(f"Llama 3.1 {name}", shape, training, engine, 2 * 2048, published, devices)
-    for name, shape, training, engine, published, devices in (
+    Case(f"Llama 3.1 {name}", shape, training, tool, 2 * 2048, published, devices)
+    for name, shape, training, tool, published, devices in (
         ("8B full, 4090", LLAMA_31_8B, FULL, _PAGED, 18.9 * GIB, 1),
         ("8B LoRA, 4090", LLAMA_31_8B, lora(8, _RANK_64), _CHECKPOINTED, 16.2 * GIB, 1),
         ("8B LoRA, A6000", LLAMA_31_8B, lora(8, _RANK_64), _CHUNKED, 30.3 * GIB, 1),
@@ -170,18 +270,12 @@ TORCHTUNE_31 = [
     )
 ]
 
-_BF16 = Engine(trained=2)
+_PAGED_32 = Computation(optimizer="paged_adamw_32bit", checkpointing=True)
 TORCHTUNE_FULL = [
-    Case(f"Llama 2 7B full, {name}", LLAMA_7B, FULL, engine, 512, published * GB)
-    for name, engine, published in (
-        ("AdamW", _BF16, 54.0),
-        (
-            "paged, in backward",
-            replace(
-                _BF16, optimizer="paged_adamw_32bit", step_in_backward=True, checkpointing=True
-            ),
-            13.99,
-        ),
+    Case(f"Llama 2 7B full, {name}", LLAMA_7B, FULL, tool, 512, published * GB)
+    for name, tool, published in (
+        ("AdamW", Tool(), 54.0),
+        ("paged, in backward", Tool(_PAGED_32, step_in_backward=True), 13.99),
     )
 ]
 

@@ -6,14 +6,14 @@ import pytest
 
 from finetune_assets.models.planning.gpus import gpu
 from finetune_assets.models.planning.memory import (
-    Engine,
-    Memory,
-    memory,
+    Computation,
+    Load,
+    estimate_memory,
     optimizer_bytes,
+    trained_matrices,
     weight_bytes,
 )
-from finetune_assets.models.planning.memory import trained as trained_matrices
-from finetune_assets.models.planning.speed import of_gpu, seconds, training_pass
+from finetune_assets.models.planning.speed import published_speed, seconds, training_operations
 from finetune_assets_tests.models.planning.published import (
     CASES,
     FULL,
@@ -25,21 +25,11 @@ from finetune_assets_tests.models.planning.published import (
     TIMED,
     Case,
     Timed,
+    Tool,
+    estimate,
     lora,
     recipe,
 )
-
-
-def estimate(case: Case) -> Memory:
-    return memory(
-        case.shape,
-        case.training,
-        case.engine,
-        tokens=case.tokens,
-        supervised=case.tokens,
-        longest=case.tokens,
-        devices=case.devices,
-    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -57,25 +47,24 @@ def test_the_published_figures_are_met_without_a_lean() -> None:
 @pytest.mark.parametrize("timed", TIMED, ids=lambda timed: timed.case.name)
 def test_time_is_within_three_tenths_of_what_was_published(timed: Timed) -> None:
     case = timed.case
-    work = training_pass(
+    work = training_operations(
         case.shape,
         case.training,
-        case.engine,
+        case.computation,
         tokens=timed.tokens,
         supervised=timed.tokens,
         span=timed.span,
     )
-    speed = of_gpu(gpu(timed.gpu, "a test"))
-    found = seconds(case.shape, case.training, case.engine, speed, work=work, passes=1)
+    speed = published_speed(gpu(timed.gpu, "a test"))
+    found = seconds(case.shape, case.training, case.computation, speed, work=work, passes=1)
     assert found == pytest.approx(timed.published, rel=0.30)
 
 
 def test_the_base_of_qlora_weighs_what_its_paper_says() -> None:
     """Dettmers et al., 2023, section 2: 5,048 MB in 4 bits for LLaMA 7B, whose embeddings and norms
     their code held in float32; and 26 MB of LoRA parameters at 0.2 % of the weights."""
-    assert weight_bytes(LLAMA_7B, lora(8, "all-linear", "nf4"), Engine(compute=4)) == pytest.approx(
-        5048e6, rel=0.20
-    )
+    found = weight_bytes(LLAMA_7B, lora(8, "all-linear", "nf4"), Computation(compute=4))
+    assert found == pytest.approx(5048e6, rel=0.20)
     matrices = trained_matrices(LLAMA_7B, lora(24, ["q_proj", "v_proj"]))
     parameters = sum(rows * columns * n for (rows, columns), n in matrices.items())
     assert parameters / LLAMA_7B.parameters == pytest.approx(0.002, rel=0.10)
@@ -88,29 +77,21 @@ def test_the_base_of_qlora_weighs_what_its_paper_says() -> None:
 def test_qlora_fits_where_its_paper_trained(shape, memory_of_gpu: int) -> None:
     """Dettmers et al., 2023, abstract and section 5.3: 65B on one GPU of 48 GB, 33B on one of 24
     GB; rank 64 on all linear layers, paged AdamW, batch 1, sequences of 512, checkpointing."""
-    training = lora(64, "all-linear", "nf4")
-    engine = Engine(
-        trained=2, checkpointing=True, optimizer="paged_adamw_32bit", runtime=GB // 2, slack=0.1
+    tool = Tool(
+        Computation(checkpointing=True, optimizer="paged_adamw_32bit", runtime=GB // 2, slack=0.1)
     )
-    found = memory(shape, training, engine, tokens=512, supervised=512, longest=512)
-    assert found.total < memory_of_gpu
-    in_16_bits = memory(
-        shape, lora(64, "all-linear"), engine, tokens=512, supervised=512, longest=512
+    found, in_16_bits = (
+        estimate(Case("", shape, lora(64, "all-linear", kind), tool, 512, memory_of_gpu)).total
+        for kind in ("nf4", "none")
     )
-    assert in_16_bits.total > 2 * memory_of_gpu
+    assert found < memory_of_gpu
+    assert in_16_bits > 2 * memory_of_gpu
 
 
 def test_foreach_updates_need_another_copy_of_what_is_trained() -> None:
     """torchtune, pull request 389: about sizeof(parameters) more at the peak."""
     found = {
-        name: memory(
-            LLAMA_7B,
-            FULL,
-            Engine(trained=2, optimizer=name),
-            tokens=512,
-            supervised=512,
-            longest=512,
-        )
+        name: estimate(Case(name, LLAMA_7B, FULL, Tool(Computation(optimizer=name)), 512, 0))
         for name in ("adamw_torch", "adamw_torch_fused")
     }
     more = found["adamw_torch"].total - found["adamw_torch_fused"].total
@@ -135,7 +116,7 @@ def test_foreach_updates_need_another_copy_of_what_is_trained() -> None:
 def test_optimizer_state_is_so_many_bytes_a_parameter(name: str, each: float) -> None:
     matrices = trained_matrices(LLAMA_7B, lora(16, "all-linear"))
     parameters = sum(rows * columns * n for (rows, columns), n in matrices.items())
-    found = optimizer_bytes(matrices, Engine(optimizer=name))
+    found = optimizer_bytes(matrices, Computation(optimizer=name))
     assert found == pytest.approx(parameters * each, rel=0.001)
 
 
@@ -143,7 +124,7 @@ def test_adafactor_keeps_a_row_and_a_column_of_each_matrix() -> None:
     matrices = trained_matrices(LLAMA_7B, FULL)
     parameters = sum(rows * columns * n for (rows, columns), n in matrices.items())
     assert parameters == pytest.approx(LLAMA_7B.parameters, rel=1e-4)
-    assert optimizer_bytes(matrices, Engine(optimizer="adafactor")) < 0.002 * 8 * parameters
+    assert optimizer_bytes(matrices, Computation(optimizer="adafactor")) < 0.002 * 8 * parameters
 
 
 @pytest.mark.parametrize(
@@ -156,10 +137,9 @@ def test_strategies_divide_what_zero_divides(
     """Rajbhandari et al., 2020, figure 1: the stages divide optimizer state, gradients, weights."""
     training = FULL.model_copy(update={"devices": recipe(devices={"count": 4}).devices})
     training.devices.strategy = strategy  # type: ignore[assignment]
-    engine = Engine(trained=2, accumulates=True)
-    sizes = {"tokens": 256, "supervised": 256, "longest": 256}
-    alone = memory(LLAMA_7B, FULL, engine, **sizes)
-    one_of_four = memory(LLAMA_7B, training, engine, **sizes, devices=4)
+    computation = Computation(accumulates=True)
+    alone = estimate_memory(LLAMA_7B, FULL, computation, Load(256, 256, 256))
+    one_of_four = estimate_memory(LLAMA_7B, training, computation, Load(256, 256, 256, devices=4))
     assert one_of_four.weights == alone.weights // weights
     assert one_of_four.gradients == alone.gradients // gradients
     assert one_of_four.optimizer == alone.optimizer // state
@@ -168,26 +148,27 @@ def test_strategies_divide_what_zero_divides(
 def test_what_each_setting_costs_or_saves() -> None:
     """Directions that no change of a formula may turn round."""
     base = lora(16, "all-linear", "nf4")
-    engine = Engine()
-    sizes = {"tokens": 4096, "supervised": 2048, "longest": 1024}
+    computation = Computation()
+    load = Load(tokens=4096, supervised=2048, longest=1024)
 
-    def total(training=base, engine: Engine = engine, **changes: int) -> int:
-        return memory(LLAMA_7B, training, engine, **{**sizes, **changes}).total
+    def total(training=base, computation: Computation = computation, **changes: int) -> int:
+        return estimate_memory(LLAMA_7B, training, computation, replace(load, **changes)).total
 
     known = total()
-    assert total(engine=replace(engine, checkpointing=True)) < 0.6 * known
-    assert total(engine=replace(engine, compiled=True)) < known
+    assert total(computation=replace(computation, checkpointing=True)) < 0.6 * known
+    assert total(computation=replace(computation, compiled=True)) < known
     scores = 32 * 32 * 4096 * 1024
-    assert total(engine=replace(engine, attention="documents")) - known == 2 * scores
-    assert total(engine=replace(engine, attention="eager")) - known == 6 * scores
-    whole = replace(engine, checkpointing=True, all_logits=True)
-    assert total(engine=replace(whole, logit_slice=32 * 2**20)) < total(engine=whole)
-    assert total(engine=replace(engine, dequantised=True)) - known == pytest.approx(
+    assert total(computation=replace(computation, attention="documents")) - known == 2 * scores
+    whole = replace(computation, checkpointing=True)
+    assert total(computation=replace(whole, logit_slice=32 * 2**20), supervised=4096) < total(
+        computation=whole, supervised=4096
+    )
+    assert total(computation=replace(computation, dequantised=True)) - known == pytest.approx(
         6.48e9 * 1.484, rel=0.02
     )
-    assert total(engine=replace(engine, cast_inputs=2)) > known
-    assert total(engine=replace(engine, accumulates=True)) > known
-    assert total(engine=replace(engine, compute=4)) > known
+    assert total(computation=replace(computation, cast_inputs=2)) > known
+    assert total(computation=replace(computation, accumulates=True)) > known
+    assert total(computation=replace(computation, compute=4)) > known
     assert total(tokens=8192) > 1.5 * known
     assert total(supervised=4096) - known > 2048 * 32000 * 8
     assert total(lora(16, ["q_proj"], "nf4")) < known
@@ -196,4 +177,4 @@ def test_what_each_setting_costs_or_saves() -> None:
     assert total(recipe(lora={"modules_to_save": ["lm_head"]})) - known > 32000 * 4096 * 4
     assert total(lora(16, "all-linear", "int8")) - known == pytest.approx(6.48e9 * 0.484, rel=0.01)
     assert total(lora(16, "all-linear", "none")) - known == pytest.approx(6.48e9 * 1.484, rel=0.02)
-    assert GIB < total(engine=replace(engine, checkpointing=True)) < 8 * GIB
+    assert GIB < total(computation=replace(computation, checkpointing=True)) < 8 * GIB

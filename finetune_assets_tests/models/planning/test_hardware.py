@@ -6,7 +6,7 @@ import pytest
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.planning.hardware import Machine, probe, resolve
-from finetune_assets.models.planning.schedule import plan
+from finetune_assets.models.planning.schedule import make_schedule
 from finetune_assets.models.training.arguments import arguments as training_arguments
 
 H100 = Machine(
@@ -41,7 +41,7 @@ def test_each_machine_gets_what_suits_it(
 @pytest.mark.parametrize("machine", [H100, T4, LAPTOP, SERVER])
 def test_the_arguments_follow_the_hardware(machine: Machine) -> None:
     training, hardware = Training(max_length=512, train_batch_size=16), resolve(machine)
-    schedule = plan(100, training, hardware)
+    schedule = make_schedule(100, training, hardware)
     arguments = training_arguments(training, hardware, schedule, Path("out"), fused=False)
     assert schedule.micro_batch * schedule.accumulation == 16
     assert arguments["use_cpu"] == (not machine.cuda)
@@ -55,7 +55,7 @@ def test_the_arguments_follow_the_hardware(machine: Machine) -> None:
 def test_a_step_has_the_contexts_that_were_asked_for(batch: int, of_a_step: int) -> None:
     training = Training(max_length=512, train_batch_size=batch)
     for machine in (H100, T4, LAPTOP, SERVER):
-        schedule = plan(24, training, resolve(machine))
+        schedule = make_schedule(24, training, resolve(machine))
         assert schedule.micro_batch * schedule.accumulation == of_a_step
 
 
@@ -71,7 +71,7 @@ def test_this_machine_can_be_asked() -> None:
 
 def test_layers_that_compute_in_bf16_by_themselves_need_no_autocast() -> None:
     training, hardware = Training(), resolve(SERVER)
-    schedule = plan(100, training, hardware)
+    schedule = make_schedule(100, training, hardware)
     fused = training_arguments(training, hardware, schedule, Path("out"), fused=True)
     assert not fused["bf16"]
 
@@ -79,7 +79,7 @@ def test_layers_that_compute_in_bf16_by_themselves_need_no_autocast() -> None:
 def test_the_recipe_s_own_choices_win() -> None:
     training = Training(optim="adamw_torch", precision="fp32", arguments={"adam_beta2": 0.95})
     hardware = resolve(H100)
-    schedule = plan(100, training, hardware)
+    schedule = make_schedule(100, training, hardware)
     made = training_arguments(training, hardware, schedule, Path("out"), fused=False)
     assert (made["optim"], made["bf16"], made["adam_beta2"]) == ("adamw_torch", False, 0.95)
 
@@ -101,6 +101,6 @@ def test_a_warmup_of_less_than_a_step_is_none(wanted: float, steps: int, made: i
     """A run of one step would have a learning rate of 0, and learn nothing."""
     training = Training(warmup_steps=wanted, max_steps=steps)
     hardware = resolve(SERVER)
-    schedule = plan(100, training, hardware)
+    schedule = make_schedule(100, training, hardware)
     given = training_arguments(training, hardware, schedule, Path("out"), fused=True)
     assert given["warmup_steps"] == made

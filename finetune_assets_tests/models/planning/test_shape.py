@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_assets.errors import UserError
-from finetune_assets.models.planning.shape import adapted, folder_config, read
+from finetune_assets.models.bases.reference import BaseReference
+from finetune_assets.models.planning.shape import adapted, read
 from finetune_assets_tests.models.planning.published import LLAMA_7B
 
 FAMILIES = [
@@ -59,7 +60,7 @@ def test_parameters_and_linear_layers_are_those_of_the_model(family: str) -> Non
 
 
 def test_the_shape_of_a_folder(tiny_base: Path) -> None:
-    shape = read(folder_config(tiny_base), "config.json")
+    shape = read(BaseReference(str(tiny_base), None, "a test").config(), "config.json")
     assert (shape.layers, shape.hidden, shape.tied, shape.key_value) == (2, 64, True, 32)
 
 

@@ -18,8 +18,7 @@ from finetune_assets.models.kernels.loss import supervised_nll
 from finetune_assets.models.planning.hardware import this_machine
 from finetune_assets.models.runs.train import train
 from finetune_assets.models.training import trainer
-from finetune_assets.storage import artifacts as artifacts
-from finetune_assets.storage import checkpoints
+from finetune_assets.storage import artifacts, checkpoints
 from finetune_assets.storage.artifacts import Manifest
 from finetune_assets.storage.checkpoints import COMPLETE
 from finetune_assets_tests.models.running import (

@@ -20,7 +20,7 @@ from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.planning.hardware import Machine, resolve, this_machine
-from finetune_assets.models.planning.schedule import plan
+from finetune_assets.models.planning.schedule import make_schedule
 from finetune_assets.models.runs import distributed
 from finetune_assets.models.runs.accelerate_config import (
     accelerate_config,
@@ -287,7 +287,7 @@ def test_fsdp_divides_by_layer_and_sends_only_unchanged_weights(
 
 def test_deepspeed_is_told_batches_precision_and_what_lies_where() -> None:
     training = Training(devices={"count": 4, "strategy": "zero3"}, max_grad_norm=0.5)  # type: ignore[arg-type]
-    schedule = plan(1000, training, GPUS, devices=4)
+    schedule = make_schedule(1000, training, GPUS, devices=4)
     made = deepspeed_config(training, GPUS, schedule, 4)
     each = made["train_micro_batch_size_per_gpu"] * made["gradient_accumulation_steps"]
     assert made["train_batch_size"] == 4 * each == training.train_batch_size

@@ -9,13 +9,13 @@ import psutil
 import pytest
 
 from finetune_assets.errors import UserError
-from finetune_assets.models.tokenization.contexts import Context, Contexts, writing
+from finetune_assets.models.tokenization.contexts import Context, Contexts, write_contexts
 from finetune_assets.models.tokenization.render import IGNORED
 
 
 def write(folder: Path) -> None:
     """Two batches of documents: (1 2 3), (4 5) and (6 7); the last two share a context."""
-    with writing(folder, "train") as writer:
+    with write_contexts(folder, "train") as writer:
         writer.append(np.arange(1, 6), np.array([1, 0, 1, 1, 1], bool), np.array([3, 2]))
         writer.append(np.array([], int), np.array([], bool), np.array([], int))
         writer.append(np.array([6, 7]), np.array([True, True]), np.array([2]))
@@ -53,7 +53,7 @@ def test_another_process_gets_the_place_and_not_the_tokens(tmp_path: Path) -> No
 
 def test_a_million_rows_open_at_once(tmp_path: Path) -> None:
     count = 1_000_000
-    with writing(tmp_path, "train") as writer:
+    with write_contexts(tmp_path, "train") as writer:
         batch = np.ones(20 * 10_000, np.int32)
         for _ in range(count // 10_000):
             writer.append(batch, batch > 0, np.full(10_000, 20))

@@ -25,8 +25,10 @@ from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.models.adapters.loading import _device_map, add_adapter, load_base
 from finetune_assets.models.adapters.saving import INITIAL, save_adapter
-from finetune_assets.models.merging.merge import TOLERANCE, merge, parity, stored_dtype
+from finetune_assets.models.bases.weights import stored_dtype
+from finetune_assets.models.merging.merge import merge, parity
 from finetune_assets.models.planning.hardware import Hardware, this_machine
+from finetune_assets.models.records import TOLERANCE
 from finetune_assets.models.training.guards import GradientGuard
 
 WHOLE = {"quantization": "none"}
