@@ -22,7 +22,7 @@ from finetune_assets.models.planning.need import Counts, need, target
 from finetune_assets.models.planning.preflight import Plan, preflight
 from finetune_assets.models.planning.tables import estimate_table
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
-from finetune_assets_tests.commands.test_cli import invoke
+from finetune_assets_tests.commands.invoking import invoke
 from finetune_assets_tests.models.planning.published import (
     FULL,
     LLAMA_7B,

@@ -1,11 +1,12 @@
 """The whole graph on real servers: artifacts, catalog and files on S3, rows in PostgreSQL.
 
-The tests of this file share one project and follow each other in time.
+Each test begins with a project whose dataset has been run once.
 """
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,16 +21,10 @@ from finetune_assets.defs.data_assets import prompt_corpora, raw_datasets, split
 from finetune_assets.defs.model_assets import base_models
 from finetune_assets.errors import UserError
 from finetune_assets.registry import tracking
-from finetune_assets.storage import artifacts as artifacts
-from finetune_assets_tests.defs.test_automation import keys, tick
-from finetune_assets_tests.defs.test_definitions import ASSETS
-from finetune_assets_tests.defs.test_graph import (
-    command_line,
-    made,
-    manifest,
-    materializations,
-    run_again,
-)
+from finetune_assets.storage import artifacts
+from finetune_assets_tests.defs.graph import ASSETS, made, manifest, materializations, run_again
+from finetune_assets_tests.defs.sensing import keys, tick
+from finetune_assets_tests.projects import FIRST_RUN, inside, restored, run_first
 from finetune_assets_tests.stores.postgres import PASSWORD
 from finetune_assets_tests.stores.s3 import S3
 from finetune_assets_tests.tiny import RECIPE
@@ -63,19 +58,51 @@ class Bucket:
     def remove(self, path: str) -> None:
         self._files.rm_file(f"{self.uri}/{path}")
 
-    def contents(self, folder: str) -> dict[str, bytes]:
+    def contents(self, folder: str = "") -> dict[str, bytes]:
+        """Return the objects by their path, which begins with the bucket."""
         return {
             path: self._files.cat_file(path)  # pyright: ignore
             for path in self._files.find(f"{self.uri}/{folder}")
         }
 
+    def restore(self, objects: dict[str, bytes]) -> None:
+        """Make these objects, of `contents`, the only ones."""
+        now = self.contents()
+        for path in now.keys() - objects.keys():
+            self._files.rm_file(path)
+        for path, content in objects.items():
+            if now.get(path) != content:
+                self._files.pipe_file(path, content)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A project on the two servers, in which `tiny` has been run from the command line."""
+
+    folder: Path
+    """The place on this disk from which it runs."""
+    kept: Path
+    """A copy of what the first run has left there."""
+    bucket: Bucket
+    objects: dict[str, bytes]
+    """What the first run has left in the bucket."""
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Environment variables that say where the project is."""
+        return {
+            "ROWS_PASSWORD": quote(PASSWORD, safe=""),
+            settings.CATALOG_VARIABLE: f"{self.bucket.uri}/catalog",
+            settings.STORAGE_VARIABLE: f"{self.bucket.uri}/artifacts",
+        }
+
 
 @pytest.fixture(scope="module")
-def bucket(
+def first(
     s3: S3, postgres: str, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bucket]:
-    """A project on the two servers, in which dataset `tiny` has been run from the command line."""
-    folder = tmp_path_factory.mktemp("project")
+) -> Iterator[Finished]:
+    """The project, whose table is gone at the end."""
+    root = tmp_path_factory.mktemp("stores")
     bucket = Bucket(s3, "finetune")
     bucket.put("rows/a.jsonl.gz", rows("first"))
     bucket.put("rows/b.jsonl.gz", rows("second"))
@@ -84,21 +111,37 @@ def bucket(
     declared = SOURCES.format(bucket=bucket.uri, query=QUERY, connection=connection)
     recipe = RECIPE.format(base=tiny_base).replace(RECIPE_SOURCES, declared)
     bucket.put("catalog/tiny.yaml", recipe.replace("num_train_epochs: 4", "num_train_epochs: 1"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("ROWS_PASSWORD", quote(PASSWORD, safe=""))
-        patch.setenv(settings.CATALOG_VARIABLE, f"{bucket.uri}/catalog")
-        patch.setenv(settings.STORAGE_VARIABLE, f"{bucket.uri}/artifacts")
-        patch.setenv(settings.DAGSTER_VARIABLE, str(folder / "dagster"))
-        patch.delenv(settings.MLFLOW_VARIABLE, raising=False)
-        tracking.client.cache_clear()
-        settings.ensure_dagster_home()
-        done = command_line("run", "tiny")
-        (folder / "first_run.txt").write_text(done.stdout + done.stderr)
-        assert done.returncode == 0, done.stdout + done.stderr
-        yield bucket
-        tracking.client.cache_clear()
+    made = Finished(root / "project", root / "kept", bucket, {})
+    made.folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch, inside(made.folder, **made.places):
+        patch.chdir(made.folder)
+        run_first(made.folder, made.kept)
+    made.objects.update(bucket.contents())
+    yield made
     execute(postgres, "DROP TABLE rows")
+
+
+@pytest.fixture
+def bucket(first: Finished, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """The bucket of the project, which is as its first run has left it."""
+    first.bucket.restore(first.objects)
+    forget_connections()
+    with restored(first.folder, first.kept, **first.places):
+        monkeypatch.chdir(first.folder)
+        yield first.bucket
+
+
+@pytest.fixture
+def one_more_row(postgres: str, bucket: Bucket) -> Iterator[Callable[[bool], None]]:
+    """Insert a row into the project's table, or take it away again."""
+
+    def change(there: bool) -> None:
+        execute(postgres, "DELETE FROM rows WHERE i = 21")
+        if there:
+            execute(postgres, "INSERT INTO rows VALUES (21)")
+
+    yield change
+    change(False)
 
 
 @pytest.fixture
@@ -109,11 +152,16 @@ def history(bucket: Bucket) -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture(scope="module")
-def other(s3: S3) -> Bucket:
+def made_other(s3: S3) -> Bucket:
+    return Bucket(s3, "other")
+
+
+@pytest.fixture
+def other(made_other: Bucket) -> Bucket:
     """A bucket with one object, a.jsonl."""
-    other = Bucket(s3, "other")
-    other.put("a.jsonl", rows("first"))
-    return other
+    made_other.restore({"other/a.jsonl": rows("first").encode()})
+    forget_connections()
+    return made_other
 
 
 def rows(word: str, answer: str = "the answer is {}") -> str:
@@ -147,13 +195,13 @@ def test_everything_is_made_and_lies_on_s3(bucket: Bucket) -> None:
     assert bucket.contents(f"artifacts/mlflow/tiny/models/{version.source.rpartition('/')[2]}")
 
 
-def test_the_password_is_nowhere(bucket: Bucket) -> None:
-    kept = written(Path()) | bucket.contents("artifacts")
+def test_the_password_is_nowhere(first: Finished, bucket: Bucket) -> None:
+    kept = written(first.kept) | bucket.contents("artifacts")
     address = b"query on postgresql://127.0.0.1:"
     shown = [path for path, content in kept.items() if address in content]
     for place in ("manifest.json", "mlflow.db", "dagster/history/runs/"):
         assert [path for path in shown if place in path], f"{place} is not searched"
-    assert [path for path in kept if path.endswith(("first_run.txt", ".err"))]
+    assert [path for path in kept if path.endswith((FIRST_RUN, ".err"))]
     assert holding(kept, SECRETS) == []
     named = pl.read_parquet(artifacts.local_copy(manifest("raw_datasets")) / "rows.parquet")
     assert not [name for name in named["source"].unique() if quote(PASSWORD, safe="") in name]
@@ -164,16 +212,16 @@ def test_a_second_run_reuses_everything(bucket: Bucket) -> None:
 
 
 def test_the_sensor_sees_a_new_row_of_the_table(
-    bucket: Bucket, postgres: str, history: dg.DagsterInstance
+    one_more_row: Callable[[bool], None], history: dg.DagsterInstance
 ) -> None:
     result, cursor = tick(history, None)
     assert isinstance(result, dg.SkipReason)
     result, cursor = tick(history, cursor)
     assert isinstance(result, dg.SkipReason)
-    execute(postgres, "INSERT INTO rows VALUES (21)")
+    one_more_row(True)
     result, cursor = tick(history, cursor)
     assert [key.split(":")[0] for key in keys(result)] == ["tiny"]
-    execute(postgres, "DELETE FROM rows WHERE i = 21")
+    one_more_row(False)
     assert isinstance(tick(history, cursor)[0], dg.SkipReason)
 
 
