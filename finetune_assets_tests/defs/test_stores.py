@@ -3,8 +3,6 @@
 Each test begins with a project whose dataset has been run once.
 """
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +14,18 @@ import psycopg2
 import pytest
 
 from finetune_assets import settings
-from finetune_assets.data.sources import files, sources
 from finetune_assets.defs.data_assets import prompt_corpora, raw_datasets, splits
 from finetune_assets.defs.model_assets import base_models
-from finetune_assets.errors import UserError
 from finetune_assets.registry import tracking
 from finetune_assets.storage import artifacts
 from finetune_assets_tests.defs.graph import ASSETS, made, manifest, materializations, run_again
 from finetune_assets_tests.defs.sensing import keys, tick
 from finetune_assets_tests.projects import FIRST_RUN, inside, restored, run_first
+from finetune_assets_tests.stores.bucket import Bucket, forget_connections, rows
+from finetune_assets_tests.stores.leaks import SECRETS, holding, written
 from finetune_assets_tests.stores.postgres import PASSWORD
 from finetune_assets_tests.stores.s3 import S3
-from finetune_assets_tests.tiny import RECIPE
+from finetune_assets_tests.tiny import RECIPE, RECIPE_SOURCES
 
 QUERY = "SELECT 'what is row ' || i || '?' AS prompt, 'the answer is ' || i % 7 AS completion"
 SOURCES = """\
@@ -36,43 +34,6 @@ sources:
   - query: {query} FROM rows ORDER BY i
     connection: {connection}
 """
-RECIPE_SOURCES = "sources:\n  - path: rows.jsonl\n"
-SECRETS = [text.encode() for text in (PASSWORD, quote(PASSWORD, safe=""))]
-
-
-class Bucket:
-    """A bucket as others see it who write to it: nothing is remembered on the way."""
-
-    def __init__(self, server: S3, name: str) -> None:
-        import s3fs
-
-        self.uri = server.make_bucket(name)
-        self._files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
-
-    def put(self, path: str, content: str) -> None:
-        body = content.encode()
-        if path.endswith(".gz"):
-            body = gzip.compress(body, mtime=0)
-        self._files.pipe_file(f"{self.uri}/{path}", body)
-
-    def remove(self, path: str) -> None:
-        self._files.rm_file(f"{self.uri}/{path}")
-
-    def contents(self, folder: str = "") -> dict[str, bytes]:
-        """Return the objects by their path, which begins with the bucket."""
-        return {
-            path: self._files.cat_file(path)  # pyright: ignore
-            for path in self._files.find(f"{self.uri}/{folder}")
-        }
-
-    def restore(self, objects: dict[str, bytes]) -> None:
-        """Make these objects, of `contents`, the only ones."""
-        now = self.contents()
-        for path in now.keys() - objects.keys():
-            self._files.rm_file(path)
-        for path, content in objects.items():
-            if now.get(path) != content:
-                self._files.pipe_file(path, content)
 
 
 @dataclass(frozen=True)
@@ -149,26 +110,6 @@ def history(bucket: Bucket) -> Iterator[dg.DagsterInstance]:
     """The instance that the project's runs are recorded in."""
     with dg.DagsterInstance.get() as instance:
         yield instance
-
-
-@pytest.fixture(scope="module")
-def made_other(s3: S3) -> Bucket:
-    return Bucket(s3, "other")
-
-
-@pytest.fixture
-def other(made_other: Bucket) -> Bucket:
-    """A bucket with one object, a.jsonl."""
-    made_other.restore({"other/a.jsonl": rows("first").encode()})
-    forget_connections()
-    return made_other
-
-
-def rows(word: str, answer: str = "the answer is {}") -> str:
-    return "".join(
-        json.dumps({"prompt": f"what is {word} {i}?", "completion": answer.format(i % 7)}) + "\n"
-        for i in range(20)
-    )
 
 
 def execute(postgres: str, statement: str) -> None:
@@ -263,104 +204,3 @@ def test_a_replaced_object_is_read_again_and_the_base_is_not(
     ]
     result, _ = tick(history, None)
     assert isinstance(result, dg.SkipReason), "what was read is what the sensor sees"
-
-
-@pytest.mark.parametrize(
-    ("path", "variables", "cause"),
-    [
-        ("s3://other/no.jsonl", {}, "s3://other/no.jsonl: no such file"),
-        ("s3://other/no/*.jsonl", {}, "s3://other/no/*.jsonl: no such file"),
-        ("s3://no-such-bucket/rows/", {}, "s3://no-such-bucket/rows/: no such file"),
-        ("s3://other/", {"AWS_SECRET_ACCESS_KEY": "x"}, "s3://other/: access is denied"),
-        ("s3://other/a.jsonl", {"AWS_ACCESS_KEY_ID": "x"}, "s3://other/a.jsonl: access is denied"),
-    ],
-)
-def test_s3_that_cannot_be_read_is_one_error(
-    other: Bucket,
-    project: Path,
-    instance: dg.DagsterInstance,
-    monkeypatch: pytest.MonkeyPatch,
-    path: str,
-    variables: dict[str, str],
-    cause: str,
-) -> None:
-    recipe = project / "catalog" / "tiny.yaml"
-    recipe.write_text(recipe.read_text().replace("rows.jsonl", path))
-    with monkeypatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        forget_connections()
-        try:
-            said = failure(instance)
-            result, _ = tick(instance, None)
-        finally:
-            forget_connections()
-    assert said.startswith(cause)
-    assert said.count("remedy:") == 1
-    assert isinstance(result, dg.SkipReason)
-    assert result.skip_message == said
-
-
-def test_access_that_is_lost_while_reading_is_no_damage(
-    other: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-        forget_connections()
-        try:
-            with pytest.raises(UserError, match=f"{other.uri}/a.jsonl: access is denied"):
-                next(files.read_rows(f"{other.uri}/a.jsonl"))
-        finally:
-            forget_connections()
-
-
-def test_an_object_that_was_missed_is_found_once_it_is_there(other: Bucket) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        sources.find_files(f"{other.uri}/[x-z].jsonl", "sources[0].path")
-    other.put("x.jsonl", rows("first"))
-    found = sources.find_files(f"{other.uri}/[x-z].jsonl", "sources[0].path")
-    assert found == [f"{other.uri}/x.jsonl"]
-
-
-def test_a_wrong_password_is_one_error_that_does_not_show_it(
-    postgres: str, project: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrong = "not-the-password"
-    monkeypatch.setenv("ROWS_PASSWORD", wrong)
-    recipe = project / "catalog" / "tiny.yaml"
-    connection = postgres.replace(quote(PASSWORD, safe=""), "${ROWS_PASSWORD}")
-    source = f"sources:\n  - query: SELECT 1 AS a\n    connection: {connection}\n"
-    recipe.write_text(recipe.read_text().replace(RECIPE_SOURCES, source))
-    said = failure(instance)
-    assert said.startswith(f"{recipe}: sources[0]: ")
-    assert "password authentication failed" in said
-    assert said.count("remedy:") == 1
-    kept = written(project / "dagster")
-    assert holding(kept, [b"password authentication failed"])
-    assert holding(kept, [wrong.encode(), *SECRETS]) == []
-
-
-def failure(instance: dg.DagsterInstance) -> str:
-    """What a user reads where `raw_datasets` fails; a stack of frames would be another error."""
-    done = dg.materialize(
-        [raw_datasets], instance=instance, partition_key="tiny", raise_on_error=False
-    )
-    (event,) = done.get_step_failure_events()
-    data = event.step_failure_data
-    assert data.user_failure_data is not None, data.error
-    return str(data.user_failure_data.description)
-
-
-def forget_connections() -> None:
-    """fsspec keeps one file system for equal arguments, whatever the environment says."""
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def written(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def holding(files: dict[str, bytes], texts: list[bytes]) -> list[str]:
-    return [path for path, content in files.items() if any(text in content for text in texts)]
