@@ -39,6 +39,10 @@ RECIPE: dict[str, Any] = {
 TWO = {"count": 2}
 
 
+pytestmark = pytest.mark.xdist_group("devices")
+"""In one worker, so that no more than two processes train at once."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("devices")
@@ -133,6 +137,7 @@ def after_a_checkpoint(name: str, act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_and_the_resumed_run_learns_what_one_process_does(
     runs: Runs, one: dict[str, Any]
 ) -> None:
@@ -152,6 +157,7 @@ def test_a_killed_process_is_named_and_the_resumed_run_learns_what_one_process_d
     runs.require_same("two", made, "one", one)
 
 
+@pytest.mark.slow
 def test_a_model_divided_over_processes_learns_the_same(runs: Runs, one: dict[str, Any]) -> None:
     """4-bit weights, which FSDP spreads over both; their parts lie in the checkpoints."""
     made = runs(
@@ -166,6 +172,7 @@ def test_a_model_divided_over_processes_learns_the_same(runs: Runs, one: dict[st
     assert len(made["samples"]) == 3
 
 
+@pytest.mark.slow
 def test_term_ends_all_after_the_same_step_with_one_checkpoint(runs: Runs) -> None:
     teller = after_a_checkpoint("told", lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as left:
@@ -184,6 +191,7 @@ def test_term_ends_all_after_the_same_step_with_one_checkpoint(runs: Runs) -> No
     assert all((p / checkpoints.COMPLETE).exists() for p in root.glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_memory_that_one_process_lacks_halves_the_batches_of_all_and_its_error_arrives_whole(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
