@@ -10,13 +10,19 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/storage/mlflow.db
 export HF_HUB_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: quickstart test lint dev install clean
+# Groups are tests that share what takes long to set up: the servers, a finished graph.
+TEST_OPTIONS ?= --numprocesses 2 --dist loadgroup
+
+.PHONY: quickstart test test-quick lint dev install clean
 
 quickstart: install ## the whole graph on the sample dataset, from rows to a promoted model
 	$(BIN)/finetune run text_to_sql
 
-test: lint ## lint, then every test
-	$(BIN)/pytest
+test: lint ## lint, then every test, in random order beside each other
+	$(BIN)/pytest $(TEST_OPTIONS)
+
+test-quick: $(VENV)/.tested ## the tests that need no real model, no whole graph and no server
+	$(BIN)/pytest $(TEST_OPTIONS) -m "not slow and not server"
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

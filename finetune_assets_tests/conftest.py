@@ -1,4 +1,4 @@
-"""Real stores in temporary folders, and the tiny base that most tests train."""
+"""How the tests run beside each other, their real stores, and the tiny base that most train."""
 
 import os
 from collections.abc import Iterator
@@ -8,12 +8,40 @@ import dagster as dg
 import pytest
 
 from finetune_assets import settings
+from finetune_assets.registry import tracking
+from finetune_assets_tests.projects import inside, write_project
 from finetune_assets_tests.stores import postgres_server, s3_server  # noqa: F401
-from finetune_assets_tests.tiny import RECIPE, make_base, write_rows
+from finetune_assets_tests.tiny import make_base
+
+SERVERS = {"postgres", "s3"}
+"""Fixtures that start a server."""
 
 # Threads that spin while they wait make a step twenty times slower as soon as
 # anything else runs, as tests do. Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers fill the cores. Training asks for all threads by itself, as it does for users.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, and keep them in one worker, which starts each once."""
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.server)
+            item.add_marker(pytest.mark.xdist_group("server"))
+
+
+@pytest.fixture(autouse=True)
+def tracking_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget the MLflow store of a test after it; MLflow writes it to the environment."""
+    # Only what has been set or removed before is put back.
+    monkeypatch.setenv(settings.MLFLOW_VARIABLE, "")
+    monkeypatch.delenv(settings.MLFLOW_VARIABLE)
+    tracking.client.cache_clear()
+    yield
+    tracking.client.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -23,22 +51,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def project(tmp_path: Path, tiny_base: Path) -> Iterator[Path]:
     """A project folder of its own: a catalog with dataset `tiny`, rows, and empty stores."""
-    from finetune_assets.registry import tracking
-
-    catalog = tmp_path / "catalog"
-    catalog.mkdir()
-    write_rows(catalog / "rows.jsonl")
-    (catalog / "tiny.yaml").write_text(RECIPE.format(base=tiny_base))
-    monkeypatch.setenv(settings.CATALOG_VARIABLE, str(catalog))
-    monkeypatch.setenv(settings.STORAGE_VARIABLE, str(tmp_path / "storage"))
-    monkeypatch.setenv(settings.DAGSTER_VARIABLE, str(tmp_path / "dagster"))
-    monkeypatch.delenv(settings.MLFLOW_VARIABLE, raising=False)
-    tracking.client.cache_clear()
-    settings.ensure_dagster_home()
-    yield tmp_path
-    tracking.client.cache_clear()
+    write_project(tmp_path, tiny_base)
+    with inside(tmp_path):
+        yield tmp_path
 
 
 @pytest.fixture

@@ -87,3 +87,6 @@ training:
 evaluation: {{metrics: [exact_match], max_new_tokens: 8, max_rows: 6}}
 promotion: {{metric: loss}}
 """
+
+RECIPE_SOURCES = "sources:\n  - path: rows.jsonl\n"
+"""The part of the recipe that says where rows are."""

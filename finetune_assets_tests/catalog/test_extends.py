@@ -12,7 +12,7 @@ from finetune_assets.catalog.load import Entry, json_schema, load, names, parse
 from finetune_assets.definitions import RESOURCES
 from finetune_assets.defs.data_assets import raw_datasets
 from finetune_assets.errors import UserError
-from finetune_assets_tests.defs.test_automation import keys, tick
+from finetune_assets_tests.defs.sensing import keys, tick
 from finetune_assets_tests.stores.s3 import S3
 
 HOUSE = """\

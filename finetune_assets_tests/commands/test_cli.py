@@ -4,20 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from finetune_assets import settings
 from finetune_assets.catalog.load import json_schema
-from finetune_assets.commands.cli import app
+from finetune_assets_tests.commands.invoking import invoke
 from finetune_assets_tests.tiny import make_base
 
 ROOT = Path(__file__).parents[2]
-
-
-def invoke(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
 
 
 def test_check_shows_rows_as_the_model_will_see_them(project: Path) -> None:

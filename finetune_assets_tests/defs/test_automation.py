@@ -9,28 +9,12 @@ import pytest
 from finetune_assets.definitions import RESOURCES
 from finetune_assets.defs.automation import (
     catalog_partitions,
-    changed_sources,
     declared_schedules,
     is_due,
 )
 from finetune_assets.defs.data_assets import raw_datasets
+from finetune_assets_tests.defs.sensing import keys, tick
 from finetune_assets_tests.tiny import write_rows
-
-
-def tick(
-    instance: dg.DagsterInstance, cursor: str | None
-) -> tuple[dg.SensorResult | dg.SkipReason, str]:
-    context = dg.build_sensor_context(instance=instance, cursor=cursor)
-    result = changed_sources(context)
-    assert isinstance(result, dg.SensorResult | dg.SkipReason)
-    new = result.cursor if isinstance(result, dg.SensorResult) else context.cursor
-    assert new
-    return result, new
-
-
-def keys(result: dg.SensorResult | dg.SkipReason) -> list[str]:
-    assert isinstance(result, dg.SensorResult), result
-    return [str(request.run_key) for request in result.run_requests or []]
 
 
 def test_partitions_are_added_and_removed_with_the_files(

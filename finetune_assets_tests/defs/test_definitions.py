@@ -8,20 +8,7 @@ import dagster as dg
 
 from finetune_assets.definitions import defs
 from finetune_assets.defs.partitions import GPU_POOL
-
-ASSETS = {
-    "raw_datasets",
-    "prompt_corpora",
-    "train_splits",
-    "validation_splits",
-    "test_splits",
-    "base_models",
-    "training_sets",
-    "adapters",
-    "merged_models",
-    "evaluation_reports",
-    "registered_models",
-}
+from finetune_assets_tests.defs.graph import ASSETS
 
 
 def test_loading_is_free_of_heavy_libraries() -> None:

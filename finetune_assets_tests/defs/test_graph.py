@@ -1,6 +1,6 @@
 """The whole graph on real stores: run, reuse, change, kill, cancel.
 
-The tests of this file share one project and follow each other in time.
+Each test begins with a project whose dataset has been run once.
 """
 
 import json
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,79 +17,43 @@ import dagster as dg
 import psutil
 import pytest
 
-from finetune_assets import settings
-from finetune_assets.commands.run import execute
 from finetune_assets.registry import tracking
 from finetune_assets.storage import artifacts
-from finetune_assets.storage.artifacts import Manifest
-from finetune_assets_tests.defs.test_definitions import ASSETS
-from finetune_assets_tests.tiny import RECIPE, write_rows
+from finetune_assets_tests.defs.graph import ASSETS, made, manifest, materializations, run_again
+from finetune_assets_tests.projects import (
+    FIRST_RUN,
+    change_recipe,
+    inside,
+    restored,
+    run_first,
+    write_project,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("graph")]
+"""In one worker, so that the first run is made once."""
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Path]:
-    """A project in which dataset `tiny` has been run once from the command line."""
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "catalog").mkdir()
-    write_rows(folder / "catalog" / "rows.jsonl")
-    (folder / "catalog" / "tiny.yaml").write_text(RECIPE.format(base=tiny_base))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(settings.CATALOG_VARIABLE, str(folder / "catalog"))
-        patch.setenv(settings.STORAGE_VARIABLE, str(folder / "storage"))
-        patch.setenv(settings.DAGSTER_VARIABLE, str(folder / "dagster"))
-        patch.delenv(settings.MLFLOW_VARIABLE, raising=False)
-        tracking.client.cache_clear()
-        settings.ensure_dagster_home()
-        done = command_line("run", "tiny")
-        assert done.returncode == 0, done.stdout + done.stderr
-        (folder / "first_run.txt").write_text(done.stdout)
+def first(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Place of a project in which `tiny` has been run from the command line; a copy of it."""
+    root = tmp_path_factory.mktemp("graph")
+    folder, kept = root / "project", root / "kept"
+    write_project(folder, tiny_base)
+    with inside(folder):
+        run_first(folder, kept)
+    return folder, kept
+
+
+@pytest.fixture
+def finished(first: tuple[Path, Path]) -> Iterator[Path]:
+    """The project as its first run has left it."""
+    folder, kept = first
+    with restored(folder, kept):
         yield folder
-        tracking.client.cache_clear()
 
 
-def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "finetune_assets.commands.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
-def materializations(run_id: str | None = None) -> dict[str, dict[str, Any]]:
-    """Metadata of the newest materialization of each asset (of a run)."""
-    found: dict[str, dict[str, Any]] = {}
-    with dg.DagsterInstance.get() as instance:
-        for asset in ASSETS:
-            records = instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
-            for record in records:
-                if run_id is None or record.run_id == run_id:
-                    assert record.asset_materialization is not None
-                    metadata = record.asset_materialization.metadata
-                    found[asset] = {k: v.value for k, v in metadata.items()}
-    return found
-
-
-def run_again() -> dict[str, dict[str, Any]]:
-    run_id = str(uuid.uuid4())
-    assert execute("tiny", run_id, force=False)
-    return materializations(run_id)
-
-
-def made(shown: dict[str, dict[str, Any]]) -> set[str]:
-    assert set(shown) == ASSETS
-    return {asset for asset, metadata in shown.items() if not metadata["reused"]}
-
-
-def manifest(asset: str) -> Manifest:
-    return artifacts.read(str(materializations()[asset]["manifest"]))
-
-
-def recipe(folder: Path, old: str, new: str) -> None:
-    path = folder / "catalog" / "tiny.yaml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def test_a_run_ends_with_a_champion_and_says_where_to_look(shared: Path) -> None:
-    output = (shared / "first_run.txt").read_text()
+def test_a_run_ends_with_a_champion_and_says_where_to_look(finished: Path) -> None:
+    output = (finished / FIRST_RUN).read_text()
     assert made(materializations()) == ASSETS
     assert "promoted" in output
     assert "base" in output
@@ -101,7 +64,7 @@ def test_a_run_ends_with_a_champion_and_says_where_to_look(shared: Path) -> None
     assert version.tags["finetune.decision"] == "promoted"
 
 
-def test_lineage_goes_both_ways_and_every_mlflow_run_has_ended_well(shared: Path) -> None:
+def test_lineage_goes_both_ways_and_every_mlflow_run_has_ended_well(finished: Path) -> None:
     experiment = tracking.experiment_id("tiny")
     runs = tracking.client().search_runs([experiment])
     assert {r.data.tags["dagster.asset"] for r in runs} == ASSETS
@@ -119,7 +82,7 @@ def test_lineage_goes_both_ways_and_every_mlflow_run_has_ended_well(shared: Path
     assert "report.html" in [file.path for file in kept]
 
 
-def test_the_champion_loads_with_stock_mlflow_and_generates(shared: Path) -> None:
+def test_the_champion_loads_with_stock_mlflow_and_generates(finished: Path) -> None:
     import mlflow
 
     tracking.client()
@@ -135,14 +98,14 @@ def test_the_champion_loads_with_stock_mlflow_and_generates(shared: Path) -> Non
         assert tensor.equal(expected[name]), name
 
 
-def test_a_second_run_reuses_everything(shared: Path) -> None:
+def test_a_second_run_reuses_everything(finished: Path) -> None:
     before = len(tracking.client().search_runs([tracking.experiment_id("tiny")]))
     assert made(run_again()) == set()
     assert len(tracking.client().search_runs([tracking.experiment_id("tiny")])) == before
 
 
-def test_no_checkpoint_outlives_its_adapter(shared: Path) -> None:
-    root = shared / "storage" / "checkpoints"
+def test_no_checkpoint_outlives_its_adapter(finished: Path) -> None:
+    root = finished / "storage" / "checkpoints"
     assert list(root.iterdir()) == []
     left = root / manifest("adapters").fingerprint / "checkpoint-1"
     left.mkdir(parents=True)  # by a kill between publication and removal
@@ -150,26 +113,26 @@ def test_no_checkpoint_outlives_its_adapter(shared: Path) -> None:
     assert list(root.iterdir()) == []
 
 
-def test_a_comment_changes_nothing(shared: Path) -> None:
-    recipe(shared, "sources:", "# a comment\nsources:")
+def test_a_comment_changes_nothing(finished: Path) -> None:
+    change_recipe(finished, "sources:", "# a comment\nsources:")
     assert made(run_again()) == set()
 
 
-def test_evaluation_settings_do_not_retrain(shared: Path) -> None:
-    recipe(shared, "max_rows: 6", "max_rows: 5")
+def test_evaluation_settings_do_not_retrain(finished: Path) -> None:
+    change_recipe(finished, "max_rows: 6", "max_rows: 5")
     assert made(run_again()) == {"evaluation_reports", "registered_models"}
     versions = tracking.client().search_model_versions("name = 'tiny'")
     assert len(versions) == 1, "the same model is registered once"
 
 
-def test_what_a_kill_left_of_an_artifact_is_made_again(shared: Path) -> None:
+def test_what_a_kill_left_of_an_artifact_is_made_again(finished: Path) -> None:
     folder = artifacts.local_copy(manifest("training_sets"))
     (folder / "manifest.json").unlink()
     assert made(run_again()) == {"training_sets"}
 
 
-def test_a_changed_row_retrains_and_meets_the_champion(shared: Path) -> None:
-    rows = shared / "catalog" / "rows.jsonl"
+def test_a_changed_row_retrains_and_meets_the_champion(finished: Path) -> None:
+    rows = finished / "catalog" / "rows.jsonl"
     split = artifacts.local_copy(manifest("train_splits")) / "rows.parquet"
     import polars as pl
 
@@ -191,9 +154,9 @@ def test_a_changed_row_retrains_and_meets_the_champion(shared: Path) -> None:
     assert made(run_again()) == set(), "also where the champion has changed in between"
 
 
-def test_a_killed_worker_fails_the_run_and_the_next_one_resumes(shared: Path) -> None:
-    recipe(shared, "num_train_epochs: 4", "num_train_epochs: 12")
-    process, worker = start_until_training(shared, checkpoints=2)
+def test_a_killed_worker_fails_the_run_and_the_next_one_resumes(finished: Path) -> None:
+    change_recipe(finished, "num_train_epochs: 4", "num_train_epochs: 12")
+    process, worker = start_until_training(finished, checkpoints=2)
     os.kill(worker.pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -213,9 +176,9 @@ def test_a_killed_worker_fails_the_run_and_the_next_one_resumes(shared: Path) ->
     assert len(history) == shown["adapters"]["steps"]
 
 
-def test_cancel_leaves_no_process_and_the_run_is_canceled(shared: Path) -> None:
-    recipe(shared, "num_train_epochs: 12", "num_train_epochs: 500")
-    process, worker = start_until_training(shared, checkpoints=1)
+def test_cancel_leaves_no_process_and_the_run_is_canceled(finished: Path) -> None:
+    change_recipe(finished, "num_train_epochs: 4", "num_train_epochs: 500")
+    process, worker = start_until_training(finished, checkpoints=1)
     group = [worker, *worker.children(recursive=True)]
     with dg.DagsterInstance.get() as instance:
         run = instance.get_runs(limit=1)[0]
@@ -239,10 +202,10 @@ def adapter_runs() -> list[Any]:
 
 
 def start_until_training(
-    shared: Path, checkpoints: int
+    finished: Path, checkpoints: int
 ) -> tuple[subprocess.Popen[str], psutil.Process]:
     """Start a run; return once its trainer has written that many new checkpoints."""
-    root = shared / "storage" / "checkpoints"
+    root = finished / "storage" / "checkpoints"
     before = set(root.glob("*/checkpoint-*/complete"))
     process = subprocess.Popen(
         [sys.executable, "-m", "finetune_assets.commands.cli", "run", "tiny"],

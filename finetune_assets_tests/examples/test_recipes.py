@@ -64,6 +64,7 @@ def test_recipes_say_what_they_are_and_why(file: Path) -> None:
     assert max(len(line) for line in file.read_text().splitlines()) <= 100
 
 
+@pytest.mark.slow
 def test_rows_of_datasets_become_splits_without_leaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.tokenization.training_set import build
-from finetune_assets_tests.models.tokenization.test_training_set import write
+from finetune_assets_tests.models.tokenization.splits import write
 
 
 def make(base: Path, folder: Path, train: list[str], validation: list[str]) -> Path:

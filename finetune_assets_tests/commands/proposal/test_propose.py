@@ -2,111 +2,25 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
-from typer.testing import CliRunner
 
-from finetune_assets import settings
 from finetune_assets.catalog.load import json_schema, load
-from finetune_assets.commands.cli import app
-from finetune_assets.commands.proposal.training import max_length, recipe
+from finetune_assets_tests.commands.invoking import invoke
+from finetune_assets_tests.commands.proposal.samples import (
+    COUNT,
+    SAMPLES,
+    answer,
+    calling,
+    init,
+    jsonl,
+    question,
+    question_table,
+    rows,
+)
 from finetune_assets_tests.tiny import make_base
-
-Rows = list[dict[str, Any]]
-COUNT = 30
-WORDS = ("river", "stone", "candle", "forest", "market", "window", "copper", "garden", "signal")
-
-
-def question(i: int) -> str:
-    """Questions of which no two are nearly the same."""
-    first, second, third = (WORDS[n % len(WORDS)] for n in (i, i // 3, i * 7 + i // 10))
-    return f"{first} {second} {i * i} {third}, is it {i}?"
-
-
-def answer(i: int) -> str:
-    return f"The answer is {i}."
-
-
-def rows(make: Callable[[int], dict[str, Any]]) -> Rows:
-    return [make(i) for i in range(COUNT)]
-
-
-def turns(i: int) -> Rows:
-    return [
-        {"role": "user", "content": question(i)},
-        {"role": "assistant", "content": answer(i)},
-    ]
-
-
-def calling(i: int) -> dict[str, Any]:
-    said = [
-        ("human", question(i)),
-        ("function_call", json.dumps({"name": "look_up", "arguments": {"number": i}})),
-        ("observation", json.dumps({"found": i})),
-        ("gpt", answer(i)),
-    ]
-    return {
-        "conversations": [{"from": name, "value": value} for name, value in said],
-        "tools": json.dumps([{"name": "look_up", "description": "Looks up.", "parameters": {}}]),
-    }
-
-
-def jsonl(path: Path, content: Rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in content))
-    return path
-
-
-def question_table() -> pl.DataFrame:
-    return pl.DataFrame(rows(lambda i: {"question": question(i), "answer": answer(i)}))
-
-
-SAMPLES: dict[str, Callable[[int], dict[str, Any]]] = {
-    "messages": lambda i: {"messages": turns(i)},
-    "sharegpt": calling,
-    "alpaca": lambda i: {"instruction": question(i), "input": "", "output": answer(i)},
-    "prompt_completion": lambda i: {"prompt": question(i), "completion": answer(i)},
-    "preference": lambda i: {"prompt": question(i), "chosen": answer(i), "rejected": "No."},
-    "feedback": lambda i: {"messages": turns(i), "label": i % 3 > 0},
-    "text": lambda i: {"text": f"{question(i)} {answer(i)} " * 3},
-}
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose catalog does not exist yet, and its folder of data, both empty."""
-    monkeypatch.setenv(settings.CATALOG_VARIABLE, str(tmp_path / "catalog"))
-    monkeypatch.setenv(settings.STORAGE_VARIABLE, str(tmp_path / "storage"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
-
-
-def invoke(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
-
-
-def init(base: Path, origin: str, *options: str, name: str = "new") -> str:
-    """The dataset file that is written; it passes `finetune check`."""
-    code, output = invoke("init", name, "--from", origin, "--base", str(base), *options)
-    assert code == 0, output
-    assert f"finetune check {name}" in output
-    code, output = invoke("check", name)
-    assert code == 0, output
-    assert f"✓ {name}" in output
-    return Path("catalog", f"{name}.yaml").read_text()
-
-
-def refused(*arguments: str) -> str:
-    code, output = invoke("init", *arguments)
-    assert code == 1, output
-    assert "remedy:" in output
-    return output
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -294,85 +208,3 @@ def test_schema_is_written_once(data: Path, tiny_base: Path) -> None:
     Path("catalog/schema.json").write_text("{}")
     init(tiny_base, "data/rows.jsonl", name="other")
     assert Path("catalog/schema.json").read_text() == "{}"
-
-
-def test_a_dataset_is_not_overwritten(data: Path, tiny_base: Path) -> None:
-    jsonl(data / "rows.jsonl", rows(SAMPLES["alpaca"]))
-    init(tiny_base, "data/rows.jsonl")
-    Path("catalog/new.yaml").write_text("mine")
-    assert "--force" in refused("new", "--from", "data", "--base", str(tiny_base))
-    assert Path("catalog/new.yaml").read_text() == "mine"
-    init(tiny_base, "data/rows.jsonl", "--force")
-
-
-def test_columns_of_no_format(data: Path, tiny_base: Path) -> None:
-    jsonl(data / "rows.jsonl", rows(lambda i: {"ask": question(i), "number": i, "say": answer(i)}))
-    output = refused("new", "--from", "data/rows.jsonl", "--base", str(tiny_base))
-    for part in ['ask: "river', "number: 0", 'prompt: "{{ ask }}"', 'completion: "{{ say }}"']:
-        assert part in output
-    # The snippet is a dataset file.
-    snippet = output.split("answered:\n")[1].replace("MODEL", str(tiny_base))
-    Path("catalog").mkdir()
-    Path("catalog/new.yaml").write_text(snippet)
-    assert invoke("check", "new")[0] == 0, invoke("check", "new")[1]
-
-
-def test_columns_of_no_format_that_are_no_names(data: Path, tiny_base: Path) -> None:
-    jsonl(data / "rows.jsonl", rows(lambda i: {"My Q": question(i), "My A": answer(i)}))
-    output = refused("new", "--from", "data/rows.jsonl", "--base", str(tiny_base))
-    assert 'prompt: "My Q"' in output
-    assert 'completion: "My A"' in output
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "postgresql://user:hunter2@localhost/db",
-        "postgresql://user:${A}hunter2@localhost/db",
-        "postgresql://localhost/db?user=me&password=hunter2",
-    ],
-)
-def test_passwords_do_not_get_into_the_file(data: Path, uri: str) -> None:
-    output = refused("new", "--from", uri, "--query", "SELECT 1")
-    assert "${DATABASE_PASSWORD}" in output
-    assert "hunter2" not in output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["new", "--from", "none.jsonl"], "no such file"),
-        (["new", "--from", "hub:org/name"], "the revision is missing"),
-        (["new", "--from", "postgresql://host/db"], "--query"),
-        (["a/b", "--from", "data"], "cannot name a dataset"),
-        (["new", "--from", "postgresql://u:${NOT_SET}@h/d", "--query", "SELECT 1"], "NOT_SET"),
-    ],
-)
-def test_wrong_arguments(data: Path, tiny_base: Path, arguments: list[str], said: str) -> None:
-    assert said in refused(*arguments, "--base", str(tiny_base))
-
-
-def test_without_the_packaged_base_one_must_be_named(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "finetune_assets.commands.proposal.sample.DEFAULT_BASE", "package:no_such/x.gguf"
-    )
-    jsonl(data / "rows.jsonl", rows(SAMPLES["alpaca"]))
-    assert "give --base" in refused("new", "--from", "data")
-
-
-def test_length_holds_nearly_all_rows_within_the_models_limit() -> None:
-    assert max_length([100] * 99 + [5000], None) == 256
-    assert max_length([100] * 98 + [5000] * 2, None) == 8192
-    assert max_length([100] * 98 + [5000] * 2, 4096) == 4096
-    assert max_length([20_000], None) == 8192
-    assert max_length([100], 128) == 128
-
-
-@pytest.mark.parametrize(
-    ("train_rows", "contexts", "expected"),
-    [(60, 10, (5, 1)), (60, 60, (5, 4)), (3000, 600, (3, 8)), (10**6, 10**5, (1, 32))],
-)
-def test_recipe(train_rows: int, contexts: int, expected: tuple[int, int]) -> None:
-    assert recipe(train_rows, contexts) == expected

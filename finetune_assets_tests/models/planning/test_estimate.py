@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from finetune_assets.catalog.training import Training
 from finetune_assets.models.planning.gpus import gpu
 from finetune_assets.models.planning.memory import (
     Computation,
@@ -13,6 +14,7 @@ from finetune_assets.models.planning.memory import (
     trained_matrices,
     weight_bytes,
 )
+from finetune_assets.models.planning.shape import Shape
 from finetune_assets.models.planning.speed import published_speed, seconds, training_operations
 from finetune_assets_tests.models.planning.published import (
     CASES,
@@ -74,7 +76,7 @@ def test_the_base_of_qlora_weighs_what_its_paper_says() -> None:
 @pytest.mark.parametrize(
     ("shape", "memory_of_gpu"), [(LLAMA_65B, 48 * GB), (LLAMA_33B, 24 * GB)], ids=["65B", "33B"]
 )
-def test_qlora_fits_where_its_paper_trained(shape, memory_of_gpu: int) -> None:
+def test_qlora_fits_where_its_paper_trained(shape: Shape, memory_of_gpu: int) -> None:
     """Dettmers et al., 2023, abstract and section 5.3: 65B on one GPU of 48 GB, 33B on one of 24
     GB; rank 64 on all linear layers, paged AdamW, batch 1, sequences of 512, checkpointing."""
     tool = Tool(
@@ -151,7 +153,9 @@ def test_what_each_setting_costs_or_saves() -> None:
     computation = Computation()
     load = Load(tokens=4096, supervised=2048, longest=1024)
 
-    def total(training=base, computation: Computation = computation, **changes: int) -> int:
+    def total(
+        training: Training = base, computation: Computation = computation, **changes: int
+    ) -> int:
         return estimate_memory(LLAMA_7B, training, computation, replace(load, **changes)).total
 
     known = total()

@@ -17,6 +17,8 @@ from finetune_assets_tests.models.running import (
     train_here,
 )
 
+pytestmark = pytest.mark.slow
+
 Made = tuple[bytes, dict[str, Any]]
 Whole = Callable[..., Made]
 

@@ -10,38 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 from transformers import AutoTokenizer
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.data.conversations.conversations import CONVERSATION_SCHEMA
 from finetune_assets.errors import UserError
 from finetune_assets.models.tokenization import training_set
 from finetune_assets.models.tokenization.contexts import Context, Contexts
 from finetune_assets.models.tokenization.render import IGNORED
 from finetune_assets.models.tokenization.training_set import build
 from finetune_assets.processes.pool import map_in_processes
+from finetune_assets_tests.models.tokenization.splits import chat, write, write_rows
 from finetune_assets_tests.tiny import make_base
 
-SCHEMA = {k: v for k, v in CONVERSATION_SCHEMA.items() if k != "split"}
 STOP = 2
-
-
-def chat(*texts: str, **more: Any) -> dict[str, Any]:
-    """A row whose turns are the user's and the assistant's alternately."""
-    roles = ("user", "assistant")
-    return {"messages": [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)], **more}
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]], group: int = 1000) -> Path:
-    rows = [{"id": str(i), "source": "rows.jsonl", "line": i + 1, **r} for i, r in enumerate(rows)]
-    pl.DataFrame(rows, schema=SCHEMA).write_parquet(path, row_group_size=group)
-    return path
-
-
-def write(path: Path, answers: list[str], prompt: str = "hi") -> Path:
-    return write_rows(path, [chat(prompt, answer) for answer in answers])
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Training: gradients reach the adapter, and its loss is that of full logits."""
+"""The loss is that of full logits, and its gradients reach the adapter."""
 
 from pathlib import Path
 
