@@ -10,7 +10,6 @@ from rich.markup import escape
 from finetune_assets.catalog.load import Entry
 from finetune_assets.data.splits.rehearsal import cleaned
 from finetune_assets.models.bases.reference import load_tokenizer
-from finetune_assets.models.training.passthrough import require_valid
 
 SAMPLED_FOR_LENGTH = 500
 """Rows tokenised to tell how long they are."""
@@ -24,6 +23,8 @@ def show(entry: Entry, rows: int, console: Console) -> None:
     """
     arguments = entry.config.training.arguments
     if arguments:  # else nobody has to wait for trl
+        from finetune_assets.models.training.passthrough import require_valid
+
         require_valid(arguments, entry.uri)
     with cleaned(entry) as (statistics, division):
         console.print(f"[green]✓[/green] [bold]{entry.name}[/bold]  {escape(entry.uri)}")

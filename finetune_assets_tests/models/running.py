@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.runs.train import train
-from finetune_assets.models.training.task import Quiet, Request
+from finetune_assets.models.training.request import Quiet, Request
 from finetune_assets.storage import checkpoints
 
 RECIPE: dict[str, Any] = {

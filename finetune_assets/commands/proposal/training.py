@@ -12,8 +12,9 @@ import polars as pl
 from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
+from finetune_assets.models.planning.duration import duration_text
 from finetune_assets.models.planning.need import Counts
-from finetune_assets.models.planning.tables import GB, duration
+from finetune_assets.models.planning.tables import GB
 from finetune_assets.models.tokenization.rows import CHATML_TOOLS
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
@@ -239,9 +240,9 @@ def _estimate(entry: Entry, training: Training, counts: Counts) -> str:
     made = preflight(base, training, on, counts)
     assert made.seconds is not None
     return (
-        f"{said} On this machine ({on.hardware.name}) they take about {duration(made.seconds)} "
-        f"and {made.needed.total / GB:.1f} GB of its {on.memory / GB:.0f} GB; "
-        f"`finetune plan {entry.name} --gpu 'A100 80GB'` tells of another."
+        f"{said} On this machine ({on.hardware.name}) they take about "
+        f"{duration_text(made.seconds)} and {made.needed.total / GB:.1f} GB of its "
+        f"{on.memory / GB:.0f} GB; `finetune plan {entry.name} --gpu 'A100 80GB'` tells of another."
     )
 
 

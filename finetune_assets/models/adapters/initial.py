@@ -8,22 +8,28 @@ not give the same twice on another machine, so they are kept beside the checkpoi
 
 import os
 from pathlib import Path
-from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.models.bases.layout import Layout
 
-FROM_BASE = ("pissa", "loftq")
-"""Values of `lora.init` that read the base."""
 POWER_ITERATIONS = 16
-"""Of the randomised SVD; PiSSA's authors find its error negligible from here on."""
+"""How often the randomised SVD refines; PiSSA's authors find its error negligible from here on."""
 
-Matrices = dict[str, Any]
+Matrices = dict[str, torch.Tensor]
 """Float32 tensors under the names of an adapter file."""
 
 
-def begin(model: Any, training: Training, base: Path, kept: Path | None) -> None:
+def begin(model: PeftModel, training: Training, base: Path, kept: Path | None) -> None:
     """Set every A and B of a fresh adapter, for PiSSA also the base's weights.
 
     Args:
@@ -32,9 +38,6 @@ def begin(model: Any, training: Training, base: Path, kept: Path | None) -> None
     Raises:
         UserError: a layer has no such decomposition.
     """
-    import torch
-    from safetensors.torch import load_file
-
     layers = _layers(model, training)
     if kept is not None and kept.exists():
         first = load_file(kept)
@@ -56,10 +59,12 @@ def begin(model: Any, training: Training, base: Path, kept: Path | None) -> None
 
 
 def difference(trained: Matrices, kept: Path, scale: float) -> Matrices:
-    """`trained` with `scale * (B @ A - B0 @ A0)` as one product of twice the rank and scale 1."""
-    import torch
-    from safetensors.torch import load_file
+    """Return `trained` with `scale * (B @ A - B0 @ A0)` as one product, of twice the rank.
 
+    Args:
+        kept: file of the first matrices, A0 and B0.
+        scale: of the trained adapter; that of the result is 1.
+    """
     first = load_file(kept)
     result = dict(trained)
     for name in first:
@@ -72,13 +77,8 @@ def difference(trained: Matrices, kept: Path, scale: float) -> Matrices:
     return result
 
 
-def _layers(model: Any, training: Training) -> dict[str, Any]:
-    """The adapted layers by name; raises a UserError where one cannot be decomposed."""
-    import torch
-    from bitsandbytes.nn import Linear4bit
-    from peft.tuners.lora import LoraLayer
-    from transformers.pytorch_utils import Conv1D
-
+def _layers(model: PeftModel, training: Training) -> dict[str, LoraLayer]:
+    """Return the adapted layers by name; raise a UserError where one cannot be decomposed."""
     init = training.lora.init
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
     fits = Linear4bit if init == "loftq" else torch.nn.Linear | Conv1D
@@ -93,13 +93,11 @@ def _layers(model: Any, training: Training) -> dict[str, Any]:
     return layers
 
 
-def _decompose(layers: dict[str, Any], training: Training, base: Path) -> Matrices:
-    """`scale * B @ A` is the best product of rank r for a weight, or for what 4 bits lost of it.
+def _decompose(layers: dict[str, LoraLayer], training: Training, base: Path) -> Matrices:
+    """Find the best `scale * B @ A` of rank r for each weight, or for what 4 bits lost of it.
 
     Where a layer is narrower than r, the rest of its rank begins as LoRA's does.
     """
-    import torch
-
     layout = Layout.of(base) if training.lora.init == "loftq" else None
     result: Matrices = {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -116,20 +114,17 @@ def _decompose(layers: dict[str, Any], training: Training, base: Path) -> Matric
     return result
 
 
-def _weight(layer: Any) -> Any:
+def _weight(layer: LoraLayer) -> torch.Tensor:
     return _oriented(layer, layer.get_base_layer().weight.float())
 
 
-def _oriented(layer: Any, matrix: Any) -> Any:
-    """Between (out, in) and the layout of the layer, which GPT-2's layers store transposed."""
+def _oriented(layer: LoraLayer, matrix: torch.Tensor) -> torch.Tensor:
+    """Turn (out, in) into the layer's own layout or back: GPT-2's layers are stored transposed."""
     return matrix.T if layer.fan_in_fan_out else matrix
 
 
-def _lost(name: str, layer: Any, layout: Layout) -> Any:
-    """The layer's original weight less what its 4 bits hold."""
-    from peft.utils.integrations import dequantize_module_weight
-    from safetensors import safe_open
-
+def _lost(name: str, layer: LoraLayer, layout: Layout) -> torch.Tensor:
+    """Return the layer's original weight less what its 4 bits hold."""
     module = name.removeprefix("base_model.model.")
     stored = [s for s, whole in layout.names.items() if whole == f"{module}.weight"]
     if len(stored) != 1:
@@ -145,17 +140,15 @@ def _lost(name: str, layer: Any, layout: Layout) -> Any:
     return (original.T if layout.is_transposed(module) else original) - held
 
 
-def _set_magnitude(layer: Any, a: Any, b: Any) -> None:
-    """DoRA's magnitude is the norm of the weight that training begins from."""
+def _set_magnitude(layer: LoraLayer, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Set DoRA's magnitude to the norm of the weight that training begins from."""
     layer.lora_magnitude_vector["default"].update_layer(
         base_layer=layer.get_base_layer(), lora_A=a, lora_B=b, scaling=layer.scaling["default"]
     )
 
 
 def _write(matrices: Matrices, path: Path) -> None:
-    """In one rename, so that a kill leaves a whole file or none."""
-    from safetensors.torch import save_file
-
+    """Write in one rename, so that a kill leaves a whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
     save_file(matrices, scratch)

@@ -69,14 +69,6 @@ def estimate_table(estimate: Mapping[str, Any], actual: Mapping[str, Any]) -> li
     ]
 
 
-def duration(seconds: float) -> str:
-    """As people say it, with two digits that mean something."""
-    minutes = seconds / 60
-    if minutes < 100:
-        return f"{minutes:.2g} minutes"
-    return f"{minutes / 60:.2g} hours" if minutes < 48 * 60 else f"{minutes / 1440:.2g} days"
-
-
 def _yaml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
