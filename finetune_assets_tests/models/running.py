@@ -42,7 +42,7 @@ CURVES = ("train_loss", "validation_loss", "learning_rate", "steps", "best_step"
 
 START = multiprocessing.get_context("forkserver")
 """Processes begin as copies of one that has imported everything, which takes seconds each."""
-START.set_forkserver_preload(["transformers.trainer", "peft", "bitsandbytes", __name__])
+START.set_forkserver_preload(["finetune_assets.models.training.attempt", __name__])
 
 SECONDS = 120.0
 """After which a test gives up."""

@@ -46,9 +46,7 @@ def train(request: Request, hardware: Hardware, listener: Listener) -> dict[str,
             AttemptNote(schedule.micro_batch, recovery.out_of_memory_kills()).write(root)
             attempt = Attempt(request, hardware, schedule, root)
             try:
-                if processes > 1:
-                    return _run_processes(attempt, processes, listener, sink)
-                return _run_here(attempt, listener, sink)
+                return _run(attempt, processes, listener, sink)
             except Exception as error:
                 if not recovery.ran_out_of_memory(error):
                     raise
@@ -61,19 +59,15 @@ def train(request: Request, hardware: Hardware, listener: Listener) -> dict[str,
             )
 
 
-def _run_processes(
+def _run(
     attempt: Attempt, processes: int, listener: Listener, sink: CheckpointSink | None
 ) -> dict[str, Any]:
-    # The launcher alone, without the libraries of training, takes a second and half the memory.
-    from finetune_assets.models.runs.distributed import run_processes
+    """Make an attempt, and import no more than it needs: a launcher needs no transformers."""
+    if processes > 1:
+        from finetune_assets.models.runs.distributed import run_processes
 
-    return run_processes(attempt, processes, listener, sink)
-
-
-def _run_here(attempt: Attempt, listener: Listener, sink: CheckpointSink | None) -> dict[str, Any]:
-    # Imported here for what is said above, and without the collector, which would go through the
-    # million objects of the libraries again and again.
-    gc.disable()
+        return run_processes(attempt, processes, listener, sink)
+    gc.disable()  # it would go through the million objects of the libraries again and again
     from finetune_assets.models.training.attempt import run_attempt
 
     gc.freeze()

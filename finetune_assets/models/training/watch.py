@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from finetune_assets.models.planning.duration import duration_text
 from finetune_assets.models.training.request import Listener
@@ -44,9 +44,7 @@ class Watcher(TrainerCallback):
         self.last: dict[str, float] = {}
         """The newest losses, which a report without new ones repeats."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """Start the clock, and report again what a kill may have lost."""
         self.started, self.first_step = time.monotonic(), state.global_step
         self.said, self.pause = self.started, FIRST_PAUSE
@@ -55,12 +53,7 @@ class Watcher(TrainerCallback):
                 self.listener.metrics(values, int(entry["step"]))
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any],
-        **_: object,
+        self, args: object, state: TrainerState, *_: object, logs: Mapping[str, Any], **__: object
     ) -> None:
         """Report numbers at once, and tell people of them now and then."""
         values = named(logs)
@@ -74,9 +67,7 @@ class Watcher(TrainerCallback):
             self.said, self.pause = now, min(self.pause * 1.25, LONGEST_PAUSE)
             self._tell(state, values)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_end(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """Say so where training ends before its last step."""
         if state.is_world_process_zero and state.global_step < state.max_steps:
             self.listener.log(
@@ -85,9 +76,7 @@ class Watcher(TrainerCallback):
                 f"{state.best_global_step}"
             )
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_evaluate(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """Have the prompts answered."""
         if self.answerer is not None:
             samples = self.answerer.answer(state.global_step)
