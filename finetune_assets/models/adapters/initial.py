@@ -8,6 +8,7 @@ not give the same twice on another machine, so they are kept beside the checkpoi
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -47,11 +48,11 @@ def begin(model: PeftModel, training: Training, base: Path, kept: Path | None) -
             _write(first, kept)
     with torch.no_grad():
         for name, layer in layers.items():
-            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            a, b = _matrices(layer)
             a.data = first[f"{name}.lora_A.weight"].to(a.device)
             b.data = first[f"{name}.lora_B.weight"].to(b.device)
             if training.lora.init == "pissa":
-                weight = layer.get_base_layer().weight
+                weight = _weight(layer)
                 part = _oriented(layer, layer.scaling["default"] * (b @ a))
                 weight.data = (weight.float() - part).to(weight.dtype)
             if training.lora.dora:
@@ -103,10 +104,14 @@ def _decompose(layers: dict[str, LoraLayer], training: Training, base: Path) -> 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(training.seed)
         for name, layer in layers.items():
-            a = layer.lora_A["default"].weight.float().cpu().clone()
-            b = torch.zeros_like(layer.lora_B["default"].weight, dtype=torch.float32).cpu()
-            rank = min(training.lora.r, layer.in_features, layer.out_features)
-            matrix = _weight(layer) if layout is None else _lost(name, layer, layout)
+            first_a, first_b = _matrices(layer)
+            a = first_a.float().cpu().clone()
+            b = torch.zeros_like(first_b, dtype=torch.float32).cpu()
+            rank = min(training.lora.r, a.shape[1], b.shape[0])
+            if layout is None:
+                matrix = _oriented(layer, _weight(layer).float())
+            else:
+                matrix = _lost(name, layer, layout)
             u, s, v = torch.svd_lowrank(matrix, q=rank, niter=POWER_ITERATIONS)
             root = (s / layer.scaling["default"]).sqrt()
             a[:rank], b[:, :rank] = (root[:, None] * v.T).cpu(), (u * root).cpu()
@@ -114,13 +119,21 @@ def _decompose(layers: dict[str, LoraLayer], training: Training, base: Path) -> 
     return result
 
 
-def _weight(layer: LoraLayer) -> torch.Tensor:
-    return _oriented(layer, layer.get_base_layer().weight.float())
+def _matrices(layer: LoraLayer) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """Return A (rank, in) and B (out, rank)."""
+    a: Any = layer.lora_A["default"]
+    b: Any = layer.lora_B["default"]
+    return a.weight, b.weight
+
+
+def _weight(layer: LoraLayer) -> torch.nn.Parameter:
+    base: Any = layer.get_base_layer()
+    return base.weight
 
 
 def _oriented(layer: LoraLayer, matrix: torch.Tensor) -> torch.Tensor:
     """Turn (out, in) into the layer's own layout or back: GPT-2's layers are stored transposed."""
-    return matrix.T if layer.fan_in_fan_out else matrix
+    return matrix.T if getattr(layer, "fan_in_fan_out", False) else matrix
 
 
 def _lost(name: str, layer: LoraLayer, layout: Layout) -> torch.Tensor:
@@ -142,7 +155,8 @@ def _lost(name: str, layer: LoraLayer, layout: Layout) -> torch.Tensor:
 
 def _set_magnitude(layer: LoraLayer, a: torch.Tensor, b: torch.Tensor) -> None:
     """Set DoRA's magnitude to the norm of the weight that training begins from."""
-    layer.lora_magnitude_vector["default"].update_layer(
+    magnitude: Any = layer.lora_magnitude_vector["default"]
+    magnitude.update_layer(
         base_layer=layer.get_base_layer(), lora_A=a, lora_B=b, scaling=layer.scaling["default"]
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -63,7 +64,7 @@ def _save_peft(
 ) -> None:
     # PEFT would add a copy of the frozen embeddings where they are adapted.
     tensors = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
-    config = deepcopy(model.peft_config["default"])
+    config: Any = deepcopy(model.peft_config["default"])
     config.inference_mode = True
     config.base_model_name_or_path = None
     for key, value in vars(config).items():
@@ -78,7 +79,7 @@ def _save_peft(
         config.use_rslora = False
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(out)
+    config.save_pretrained(str(out))
 
 
 def _save_model(
@@ -101,7 +102,7 @@ def gather(model: torch.nn.Module, training: Training) -> dict[str, torch.Tensor
     """
     if ranks.keeps_gradients(training):
         return None
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained: dict[str, Any] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     weights = {}
     for name, parameter in trained.items():
         if training.devices.strategy == "fsdp":

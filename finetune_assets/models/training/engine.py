@@ -62,10 +62,10 @@ def build(
         tokens: that the run will train on; says whether compiling pays.
         checkpointing: recompute activations in the backward pass.
     """
-    model = load_base(base, hardware, training)
+    loaded = load_base(base, hardware, training)
     if hardware.document_attention:
-        use_document_attention(model)
-    model = add_adapter(model, training, base, initial)
+        use_document_attention(loaded)
+    model = add_adapter(loaded, training, base, initial)
     divided = training.devices.count != 1 and training.devices.strategy in ("fsdp", "zero3")
     compiled = not divided and pays_to_compile(training, hardware, tokens)
     restored = fused = norms = 0

@@ -1,6 +1,7 @@
 """`training.arguments`, judged by the SFTConfig that they are passed to."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -41,7 +42,7 @@ def require_valid(arguments: Mapping[str, object], where: str) -> Arguments:
         raise UserError(
             where, "; ".join(cause for cause, _ in found), "; ".join(remedy for _, remedy in found)
         ) from error
-    values: dict[str, object] = dict(valid)
+    values: dict[str, Any] = dict(valid)
     if values and (problem := _refusal(values)):
         blamed = [k for k in values if not _refusal({n: v for n, v in values.items() if n != k})]
         named = ", ".join(f"'training.arguments.{k}' is {values[k]!r}" for k in blamed or values)
@@ -49,7 +50,7 @@ def require_valid(arguments: Mapping[str, object], where: str) -> Arguments:
     return valid
 
 
-def _refusal(values: Mapping[str, object]) -> str | None:
+def _refusal(values: Mapping[str, Any]) -> str | None:
     """Return what SFTConfig has against values; None if nothing."""
     try:
         Unplaced(output_dir="unused", bf16=False, activation_checkpointing=False, **values)

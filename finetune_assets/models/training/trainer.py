@@ -3,8 +3,9 @@
 import math
 import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
@@ -49,6 +50,7 @@ class SupervisedTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
     control: TrainerControl
+    model: Model
 
     def __init__(
         self,
@@ -102,10 +104,11 @@ class SupervisedTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return batches of the training contexts, whose order changes from epoch to epoch."""
         loader = super().get_train_dataloader()
-        dealt = getattr(loader.batch_sampler, "batch_sampler", None)
+        batches: Any = loader.batch_sampler
+        dealt = getattr(batches, "batch_sampler", None)
         if set_epoch := getattr(getattr(dealt, "sampler", None), "set_epoch", None):
             # Where a resumed run skips batches, only this reaches the sampler.
-            loader.batch_sampler.set_epoch = set_epoch
+            batches.set_epoch = set_epoch
         return loader
 
     def _init_training_state(self, max_steps: int, *how: object) -> tuple[int, int]:
@@ -114,12 +117,12 @@ class SupervisedTrainer(Trainer):
         self.state.compute_steps(self.args, max_steps)
         return begun
 
-    def _run_epoch(self, **how: object) -> None:
+    def _run_epoch(self, *given: object, **named: object) -> None:
         # A run that is over, and was cut off before it was saved, would learn one step more.
         if not self.control.should_training_stop:
-            super()._run_epoch(**how)
+            super()._run_epoch(*given, **named)
 
-    def compute_loss_context_manager(self) -> AbstractContextManager[None]:
+    def compute_loss_context_manager(self) -> ExitStack:
         """Stop here if asked: before each forward pass, also those of a validation loss.
 
         Several processes, which must agree, stop in training before a step.

@@ -14,6 +14,8 @@ from finetune_assets.models.planning.duration import duration_text
 from finetune_assets.models.training.request import Listener
 from finetune_assets.models.training.samples import PromptAnswerer
 
+Log = Mapping[str, Any]
+"""What transformers logs at a time."""
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 """Seconds between reports; each is a quarter longer than the one before, so that a short run is
 seen to move and a long one does not fill the event log."""
@@ -53,10 +55,10 @@ class Watcher(TrainerCallback):
                 self.listener.metrics(values, int(entry["step"]))
 
     def on_log(
-        self, args: object, state: TrainerState, *_: object, logs: Mapping[str, Any], **__: object
+        self, args: object, state: TrainerState, *_: object, logs: Log | None = None, **__: object
     ) -> None:
         """Report numbers at once, and tell people of them now and then."""
-        values = named(logs)
+        values = named(logs or {})
         if not state.is_world_process_zero or not values:
             return
         self.last |= values
@@ -80,7 +82,8 @@ class Watcher(TrainerCallback):
         """Have the prompts answered."""
         if self.answerer is not None:
             samples = self.answerer.answer(state.global_step)
-            state.log_history.append({"step": state.global_step, "samples": samples})
+            entry: dict[str, Any] = {"step": state.global_step, "samples": samples}
+            state.log_history.append(entry)
             for each in samples:
                 self.listener.log(f"step {each['step']}: {each['prompt']!r} -> {each['answer']!r}")
 
@@ -100,7 +103,7 @@ class Watcher(TrainerCallback):
         self.listener.log(line(shown))
 
 
-def named(logs: Mapping[str, Any]) -> dict[str, float]:
+def named(logs: Log) -> dict[str, float]:
     """Return what people see of what transformers logs."""
     return {NAMES[k]: float(v) for k, v in logs.items() if k in NAMES}
 
@@ -142,7 +145,7 @@ def read_memory() -> dict[str, float]:
     return {name: round(value / 1e9, 3) for name, value in values.items()}
 
 
-def histories(log: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def histories(log: Iterable[Log]) -> dict[str, list[Any]]:
     """Return curves of (step, value) and answers, from transformers' log of a whole run."""
     curves: dict[str, list[Any]] = {
         NAMES[key]: [(int(e["step"]), e[key]) for e in log if key in e and math.isfinite(e[key])]
