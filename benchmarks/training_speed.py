@@ -141,7 +141,7 @@ def train_ours(recipe: dict[str, Any], work: Path, out: Path) -> None:
     from finetune_assets.models.planning.hardware import this_machine
     from finetune_assets.models.runs.train import train
     from finetune_assets.models.tokenization.training_set import build
-    from finetune_assets.models.training.task import Request
+    from finetune_assets.models.training.request import Request
 
     training = Training(
         **recipe,

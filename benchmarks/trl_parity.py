@@ -116,7 +116,7 @@ def ours(
     from finetune_assets.models.tokenization.pack import one_each
     from finetune_assets.models.tokenization.render import IGNORED
     from finetune_assets.models.tokenization.rows import RowTokenizer
-    from finetune_assets.models.training.task import Quiet, Request
+    from finetune_assets.models.training.request import Quiet, Request
 
     tokenize = RowTokenizer.of(load_tokenizer(base), str(base))
     tokens = tokenize([{"messages": m} for m in conversations])

@@ -14,10 +14,11 @@ from finetune_assets import settings
 from finetune_assets.catalog.load import Entry
 from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.planning import speed as operations
+from finetune_assets.models.planning.duration import duration_text
 from finetune_assets.models.planning.need import Counts, target
 from finetune_assets.models.planning.preflight import Plan, preflight
 from finetune_assets.models.planning.shape import read
-from finetune_assets.models.planning.tables import GB, duration, memory_rows, suggestion_rows
+from finetune_assets.models.planning.tables import GB, memory_rows, suggestion_rows
 from finetune_assets.models.records import TrainingSetRecord
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
 
@@ -31,10 +32,10 @@ def plan(entry: Entry, gpu: str | None = None, devices: int | None = None) -> Pl
     Raises:
         UserError: anything of the recipe, the base or the data that would stop a run.
     """
-    from finetune_assets.models.training.passthrough import require_valid
-
     training = entry.config.training
     if training.arguments:
+        from finetune_assets.models.training.passthrough import require_valid
+
         require_valid(training.arguments, entry.uri)
     shape = read(BaseReference.of(entry).config(), entry.config.base.model)
     where = "--gpu" if gpu else settings.DEVICE_VARIABLE
@@ -135,7 +136,7 @@ def _run_table(made: Plan) -> Table:
     checkpointing = ", gradient checkpointing" if made.checkpointing else ""
     table.add_row("steps", f"{about}{schedule.total_steps:,} of {batch}{checkpointing}")
     if made.seconds is not None:
-        table.add_row("time", f"about {duration(made.seconds)}, without loading")
+        table.add_row("time", f"about {duration_text(made.seconds)}, without loading")
     if made.cost:
         table.add_row("cost", f"about {made.cost:.2f} at {made.price_per_hour:g} an hour")
     return table

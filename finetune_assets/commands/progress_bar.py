@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from finetune_assets.models.training.watch import duration
+from finetune_assets.models.planning.duration import duration_text
 
 
 class TrainingBar:
@@ -60,5 +60,5 @@ def shown(values: Mapping[str, float]) -> str:
     if memory:
         parts.append(f"{memory:.1f} GB")
     if "seconds_left" in values:
-        parts.append(f"{duration(values['seconds_left'])} left")
+        parts.append(f"{duration_text(values['seconds_left'])} left")
     return " · ".join(parts)

@@ -71,12 +71,14 @@ def adapters(job: Job, out: Path, report: Reporter) -> AdapterRecord:
 
     with set_aside_garbage():
         from finetune_assets.models.runs.train import train
-        from finetune_assets.models.training.passthrough import require_valid
-        from finetune_assets.models.training.task import Request
+        from finetune_assets.models.training.request import Request
 
     checkpointing, plan = job.config.pop("checkpointing"), job.config.pop("plan")
     training = Training.model_validate(job.config)
-    training.arguments = require_valid(training.arguments, job.where)
+    if training.arguments:  # else nobody has to wait for trl
+        from finetune_assets.models.training.passthrough import require_valid
+
+        training.arguments = require_valid(training.arguments, job.where)
     request = Request(
         base=job.folder("base_models"),
         training_set=job.folder("training_sets"),

@@ -23,16 +23,16 @@ from finetune_assets.storage.atomic import replacing
 COMPLETE = "complete"
 """Written last into a checkpoint; a folder without it was cut short."""
 ATTEMPT = "attempt.json"
-"""What the last attempt on this machine knew, for the one after a kill."""
+"""File with the `AttemptNote` of the last attempt on this machine."""
 
 
 def folder(fingerprint: str) -> Path:
-    """Where the checkpoints of one adapter lie on this machine."""
+    """Return where the checkpoints of one adapter lie on this machine."""
     return settings.local_state_folder() / "checkpoints" / fingerprint
 
 
 def remote(fingerprint: str) -> str | None:
-    """Where they are copied to; None where the store is this machine's disk anyway."""
+    """Return where they are copied to; None where the store is this machine's disk anyway."""
     root = settings.storage_uri()
     return f"{root}/checkpoints/{fingerprint}" if "://" in root else None
 
@@ -47,11 +47,12 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.split("-")[1])
 
 
 def latest(root: Path) -> Path | None:
-    """The newest complete checkpoint; those cut short by a kill are removed."""
+    """Return the newest complete checkpoint, and remove those cut short by a kill."""
     found = []
     for path in root.glob("checkpoint-*"):
         if (path / COMPLETE).exists():
@@ -62,7 +63,7 @@ def latest(root: Path) -> Path | None:
 
 
 def prune(root: Path, keep: int, best_step: int | None) -> list[str]:
-    """Remove all but the newest `keep` checkpoints and the best one; returns names removed."""
+    """Remove all but the newest `keep` checkpoints and the best one; return names removed."""
     there = sorted(root.glob("checkpoint-*"), key=step_of)
     removed = [path for path in there[:-keep] if step_of(path) != best_step]
     for path in removed:
@@ -83,7 +84,7 @@ def remove(fingerprint: str) -> None:
 
 
 def fetch(fingerprint: str) -> int:
-    """Copy complete checkpoints that only the store has; returns how many.
+    """Copy complete checkpoints that only the store has, and return how many.
 
     The run may have begun on another machine, which is gone.
     """
@@ -108,7 +109,7 @@ def fetch(fingerprint: str) -> int:
 
 
 def _bring(fs: fsspec.AbstractFileSystem, source: str, target: Path) -> None:
-    """Copy a file or a folder here; it has its name only when it is whole."""
+    """Copy a file or a folder here, which gets its name only when it is whole."""
     scratch = target.with_name(f".{target.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     for path in fs.find(source):
@@ -119,8 +120,8 @@ def _bring(fs: fsspec.AbstractFileSystem, source: str, target: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """Of a training process, kept while it runs."""
+class AttemptNote:
+    """What an attempt at training leaves for the one after it, should it be killed."""
 
     micro_batch: int
     """Contexts of a forward pass."""
@@ -132,7 +133,8 @@ class Attempt:
             scratch.write_text(json.dumps(vars(self)))
 
     @classmethod
-    def read(cls, root: Path) -> "Attempt | None":
+    def read(cls, root: Path) -> "AttemptNote | None":
+        """Return the note of the last attempt, if there was one."""
         path = root / ATTEMPT
         return cls(**json.loads(path.read_text())) if path.exists() else None
 
@@ -144,9 +146,9 @@ class Copier:
         self._root, self._uri, self._log = root, uri, log
         self._queue: Queue[tuple[str, list[str]] | None] = Queue()
         self._waiting: set[str] = set()
-        """Complete here, not in the store yet."""
+        """Checkpoints that are complete here, and not in the store yet."""
         self._removed: set[str] = set()
-        """No longer here, perhaps in the store still."""
+        """Checkpoints that are no longer here, and perhaps still in the store."""
         self._wanted = True
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -214,8 +216,10 @@ class Copier:
 
 
 @contextmanager
-def copying(root: Path, fingerprint: str, log: Callable[[str], None]) -> Iterator["Copier | None"]:
-    """A copier where one is needed.
+def copy_to_store(
+    root: Path, fingerprint: str, log: Callable[[str], None]
+) -> Iterator[Copier | None]:
+    """Yield a copier where one is needed.
 
     A block that ends well leads to a published adapter, for which no checkpoint is needed; one that
     is cut short leaves what another machine needs to go on.

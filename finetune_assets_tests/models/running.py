@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.runs.train import train
-from finetune_assets.models.training.task import Quiet, Request
+from finetune_assets.models.training.request import Quiet, Request
 from finetune_assets.storage import checkpoints
 
 RECIPE: dict[str, Any] = {
@@ -42,7 +42,7 @@ CURVES = ("train_loss", "validation_loss", "learning_rate", "steps", "best_step"
 
 START = multiprocessing.get_context("forkserver")
 """Processes begin as copies of one that has imported everything, which takes seconds each."""
-START.set_forkserver_preload(["transformers.trainer", "peft", "bitsandbytes", __name__])
+START.set_forkserver_preload(["finetune_assets.models.training.attempt", __name__])
 
 SECONDS = 120.0
 """After which a test gives up."""

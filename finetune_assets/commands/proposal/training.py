@@ -15,10 +15,11 @@ from finetune_assets.errors import UserError
 from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.planning import shape
 from finetune_assets.models.planning import speed as operations
+from finetune_assets.models.planning.duration import duration_text
 from finetune_assets.models.planning.need import Counts, target
 from finetune_assets.models.planning.preflight import preflight
 from finetune_assets.models.planning.schedule import make_schedule
-from finetune_assets.models.planning.tables import GB, duration
+from finetune_assets.models.planning.tables import GB
 from finetune_assets.models.tokenization.fit import cut_document, fit
 from finetune_assets.models.tokenization.pack import pack
 from finetune_assets.models.tokenization.rows import (
@@ -224,9 +225,9 @@ def _estimate(entry: Entry, training: Training, counts: Counts) -> str:
     made = preflight(base, training, on, counts)
     assert made.seconds is not None
     return (
-        f"{said} On this machine ({on.hardware.name}) they take about {duration(made.seconds)} "
-        f"and {made.needed.total / GB:.1f} GB of its {on.memory / GB:.0f} GB; "
-        f"`finetune plan {entry.name} --gpu 'A100 80GB'` tells of another."
+        f"{said} On this machine ({on.hardware.name}) they take about "
+        f"{duration_text(made.seconds)} and {made.needed.total / GB:.1f} GB of its "
+        f"{on.memory / GB:.0f} GB; `finetune plan {entry.name} --gpu 'A100 80GB'` tells of another."
     )
 
 

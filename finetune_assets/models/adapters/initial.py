@@ -9,21 +9,28 @@ not give the same twice on another machine, so they are kept beside the checkpoi
 from pathlib import Path
 from typing import Any
 
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
+
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
 from finetune_assets.models.bases.layout import Layout
 from finetune_assets.storage.atomic import replacing
 
-FROM_BASE = ("pissa", "loftq")
-"""Values of `lora.init` that read the base."""
 POWER_ITERATIONS = 16
-"""Of the randomised SVD; PiSSA's authors find its error negligible from here on."""
+"""How often the randomised SVD refines; PiSSA's authors find its error negligible from here on."""
 
-Matrices = dict[str, Any]
+Matrices = dict[str, torch.Tensor]
 """Float32 tensors under the names of an adapter file."""
 
 
-def begin(model: Any, training: Training, base: Path, kept: Path | None) -> None:
+def begin(model: PeftModel, training: Training, base: Path, kept: Path | None) -> None:
     """Set every A and B of a fresh adapter, for PiSSA also the base's weights.
 
     Args:
@@ -32,9 +39,6 @@ def begin(model: Any, training: Training, base: Path, kept: Path | None) -> None
     Raises:
         UserError: a layer has no such decomposition.
     """
-    import torch
-    from safetensors.torch import load_file
-
     layers = _layers(model, training)
     if kept is not None and kept.exists():
         first = load_file(kept)
@@ -44,11 +48,11 @@ def begin(model: Any, training: Training, base: Path, kept: Path | None) -> None
             _write(first, kept)
     with torch.no_grad():
         for name, layer in layers.items():
-            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            a, b = _matrices(layer)
             a.data = first[f"{name}.lora_A.weight"].to(a.device)
             b.data = first[f"{name}.lora_B.weight"].to(b.device)
             if training.lora.init == "pissa":
-                weight = layer.get_base_layer().weight
+                weight = _weight(layer)
                 part = _oriented(layer, layer.scaling["default"] * (b @ a))
                 weight.data = (weight.float() - part).to(weight.dtype)
             if training.lora.dora:
@@ -56,10 +60,12 @@ def begin(model: Any, training: Training, base: Path, kept: Path | None) -> None
 
 
 def difference(trained: Matrices, kept: Path, scale: float) -> Matrices:
-    """`trained` with `scale * (B @ A - B0 @ A0)` as one product of twice the rank and scale 1."""
-    import torch
-    from safetensors.torch import load_file
+    """Return `trained` with `scale * (B @ A - B0 @ A0)` as one product, of twice the rank.
 
+    Args:
+        kept: file of the first matrices, A0 and B0.
+        scale: of the trained adapter; that of the result is 1.
+    """
     first = load_file(kept)
     result = dict(trained)
     for name in first:
@@ -72,13 +78,8 @@ def difference(trained: Matrices, kept: Path, scale: float) -> Matrices:
     return result
 
 
-def _layers(model: Any, training: Training) -> dict[str, Any]:
-    """The adapted layers by name; raises a UserError where one cannot be decomposed."""
-    import torch
-    from bitsandbytes.nn import Linear4bit
-    from peft.tuners.lora import LoraLayer
-    from transformers.pytorch_utils import Conv1D
-
+def _layers(model: PeftModel, training: Training) -> dict[str, LoraLayer]:
+    """Return the adapted layers by name; raise a UserError where one cannot be decomposed."""
     init = training.lora.init
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
     fits = Linear4bit if init == "loftq" else torch.nn.Linear | Conv1D
@@ -93,22 +94,24 @@ def _layers(model: Any, training: Training) -> dict[str, Any]:
     return layers
 
 
-def _decompose(layers: dict[str, Any], training: Training, base: Path) -> Matrices:
-    """`scale * B @ A` is the best product of rank r for a weight, or for what 4 bits lost of it.
+def _decompose(layers: dict[str, LoraLayer], training: Training, base: Path) -> Matrices:
+    """Find the best `scale * B @ A` of rank r for each weight, or for what 4 bits lost of it.
 
     Where a layer is narrower than r, the rest of its rank begins as LoRA's does.
     """
-    import torch
-
     layout = Layout.of(base) if training.lora.init == "loftq" else None
     result: Matrices = {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(training.seed)
         for name, layer in layers.items():
-            a = layer.lora_A["default"].weight.float().cpu().clone()
-            b = torch.zeros_like(layer.lora_B["default"].weight, dtype=torch.float32).cpu()
-            rank = min(training.lora.r, layer.in_features, layer.out_features)
-            matrix = _weight(layer) if layout is None else _lost(name, layer, layout)
+            first_a, first_b = _matrices(layer)
+            a = first_a.float().cpu().clone()
+            b = torch.zeros_like(first_b, dtype=torch.float32).cpu()
+            rank = min(training.lora.r, a.shape[1], b.shape[0])
+            if layout is None:
+                matrix = _oriented(layer, _weight(layer).float())
+            else:
+                matrix = _lost(name, layer, layout)
             u, s, v = torch.svd_lowrank(matrix, q=rank, niter=POWER_ITERATIONS)
             root = (s / layer.scaling["default"]).sqrt()
             a[:rank], b[:, :rank] = (root[:, None] * v.T).cpu(), (u * root).cpu()
@@ -116,20 +119,25 @@ def _decompose(layers: dict[str, Any], training: Training, base: Path) -> Matric
     return result
 
 
-def _weight(layer: Any) -> Any:
-    return _oriented(layer, layer.get_base_layer().weight.float())
+def _matrices(layer: LoraLayer) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """Return A (rank, in) and B (out, rank)."""
+    a: Any = layer.lora_A["default"]
+    b: Any = layer.lora_B["default"]
+    return a.weight, b.weight
 
 
-def _oriented(layer: Any, matrix: Any) -> Any:
-    """Between (out, in) and the layout of the layer, which GPT-2's layers store transposed."""
-    return matrix.T if layer.fan_in_fan_out else matrix
+def _weight(layer: LoraLayer) -> torch.nn.Parameter:
+    base: Any = layer.get_base_layer()
+    return base.weight
 
 
-def _lost(name: str, layer: Any, layout: Layout) -> Any:
-    """The layer's original weight less what its 4 bits hold."""
-    from peft.utils.integrations import dequantize_module_weight
-    from safetensors import safe_open
+def _oriented(layer: LoraLayer, matrix: torch.Tensor) -> torch.Tensor:
+    """Turn (out, in) into the layer's own layout or back: GPT-2's layers are stored transposed."""
+    return matrix.T if getattr(layer, "fan_in_fan_out", False) else matrix
 
+
+def _lost(name: str, layer: LoraLayer, layout: Layout) -> torch.Tensor:
+    """Return the layer's original weight less what its 4 bits hold."""
     module = name.removeprefix("base_model.model.")
     stored = [s for s, whole in layout.names.items() if whole == f"{module}.weight"]
     if len(stored) != 1:
@@ -145,16 +153,15 @@ def _lost(name: str, layer: Any, layout: Layout) -> Any:
     return (original.T if layout.is_transposed(module) else original) - held
 
 
-def _set_magnitude(layer: Any, a: Any, b: Any) -> None:
-    """DoRA's magnitude is the norm of the weight that training begins from."""
-    layer.lora_magnitude_vector["default"].update_layer(
+def _set_magnitude(layer: LoraLayer, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Set DoRA's magnitude to the norm of the weight that training begins from."""
+    magnitude: Any = layer.lora_magnitude_vector["default"]
+    magnitude.update_layer(
         base_layer=layer.get_base_layer(), lora_A=a, lora_B=b, scaling=layer.scaling["default"]
     )
 
 
 def _write(matrices: Matrices, path: Path) -> None:
-    """In one rename, so that a kill leaves a whole file or none."""
-    from safetensors.torch import save_file
-
+    """Write in one rename, so that a kill leaves a whole file or none."""
     with replacing(path) as scratch:
         save_file(matrices, scratch)

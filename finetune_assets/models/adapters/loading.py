@@ -1,30 +1,37 @@
 """Loading the base and making it trainable, whole or by an adapter."""
 
 import difflib
-import logging
 import os
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
+
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from finetune_assets.catalog.training import Lora, Training
 from finetune_assets.errors import UserError
-from finetune_assets.models.adapters.initial import FROM_BASE, begin
+from finetune_assets.models.adapters.initial import begin
 from finetune_assets.models.bases.layout import Layout
+from finetune_assets.models.planning.choices import FROM_BASE
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.planning.ranks import divides
 
+Model: TypeAlias = PreTrainedModel | PeftModel
+"""What is trained: a base whole, or under an adapter."""
+M = TypeVar("M", bound=torch.nn.Module)
 
-def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
-    """The base model: quantised and frozen under an adapter, or ready to be tuned whole.
+
+def load_base(folder: Path, hardware: Hardware, training: Training) -> PreTrainedModel:
+    """Load the base, quantised and frozen for an adapter, or ready to be tuned whole.
 
     What is frozen stays in the hardware's dtype. What `method: full` trains is float32: updates of
     a thousandth of a weight are lost in bf16, and autocast computes in the hardware's dtype anyway.
     """
-    from transformers import AutoModelForCausalLM
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="float32" if training.method == "full" else hardware.torch_dtype(),
@@ -38,10 +45,10 @@ def load_base(folder: Path, hardware: Hardware, training: Training) -> Any:
 
 
 def _device_map(training: Training, hardware: Hardware) -> dict[str, int] | None:
-    """Each process has a GPU of its own, which its launcher numbers.
+    """Place the model on this process's own GPU, which its launcher numbers.
 
-    None where the weights are spread: whoever divides them also places them, and ZeRO-3 refuses a
-    map.
+    There is no map where the weights are spread: whoever divides them also places them, and ZeRO-3
+    refuses one.
     """
     if hardware.device != "cuda" or divides(training):
         return None
@@ -49,16 +56,14 @@ def _device_map(training: Training, hardware: Hardware) -> dict[str, int] | None
 
 
 def _attention(folder: Path, hardware: Hardware) -> str | None:
-    """The hardware's, where the architecture has it; None lets transformers choose."""
+    """Return the hardware's, where the architecture has it; None lets transformers choose."""
     if hardware.attention != "flash_attention_2":
         return None  # sdpa, or eager for the few that have no other, as Gemma 2
     return hardware.attention if Layout.of(folder).model._supports_flash_attn else None
 
 
-def _quantization(training: Training, hardware: Hardware) -> Any:
-    """The `quantization_config` of transformers; None loads the weights as they are."""
-    from transformers import BitsAndBytesConfig
-
+def _quantization(training: Training, hardware: Hardware) -> BitsAndBytesConfig | None:
+    """Return the `quantization_config` of transformers; None loads the weights as they are."""
     if training.quantization == "none":
         return None
     if training.quantization == "int8":
@@ -73,21 +78,21 @@ def _quantization(training: Training, hardware: Hardware) -> Any:
     )
 
 
-def keep_quantised_layers_trainable(model: Any) -> None:
+def keep_quantised_layers_trainable(model: torch.nn.Module) -> None:
     """Hold bitsandbytes to its one weight layout.
 
     On a CPU with AVX512-BF16 the first forward pass without gradients repacks the 4-bit weights
     for inference, after which the backward pass loses most of the adapter's gradient.
     """
-    from bitsandbytes.nn import Linear4bit
-
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
-def add_adapter(model: Any, training: Training, base: Path, initial: Path | None = None) -> Any:
-    """A PEFT model with a fresh adapter in float32; with `method: full`, the model itself.
+def add_adapter(
+    model: PreTrainedModel, training: Training, base: Path, initial: Path | None = None
+) -> Model:
+    """Return a PEFT model with a fresh adapter in float32; with `method: full`, the model itself.
 
     Args:
         base: folder from which `model` was loaded.
@@ -99,8 +104,6 @@ def add_adapter(model: Any, training: Training, base: Path, initial: Path | None
     """
     if training.method == "full":
         return model
-    from peft import LoraConfig, get_peft_model
-
     lora = training.lora
     _require_modules(model, lora)
     config = LoraConfig(
@@ -129,7 +132,7 @@ def add_adapter(model: Any, training: Training, base: Path, initial: Path | None
     return adapter_in_float32(adapted)
 
 
-def adapter_in_float32(model: Any) -> Any:
+def adapter_in_float32(model: M) -> M:
     """Cast what is trained to float32: small updates vanish in bf16."""
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -137,10 +140,8 @@ def adapter_in_float32(model: Any) -> Any:
     return model
 
 
-def _require_modules(model: Any, lora: Lora) -> None:
-    """Every name of the recipe fits a module; PEFT passes over those that fit none."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
+def _require_modules(model: torch.nn.Module, lora: Lora) -> None:
+    """Require that every name of the recipe fits a module; PEFT passes over those that do not."""
     modules = {name: module for name, module in model.named_modules() if name}
     if isinstance(lora.targets, list):
         for target in lora.targets:
@@ -160,7 +161,7 @@ def _require_modules(model: Any, lora: Lora) -> None:
             )
 
 
-def _unknown(key: str, name: str, modules: dict[str, Any]) -> UserError:
+def _unknown(key: str, name: str, modules: Iterable[str]) -> UserError:
     last = {path.rsplit(".", 1)[-1] for path in modules}
     names = sorted(part for part in last if not part.isdigit())
     near = difflib.get_close_matches(name.rsplit(".", 1)[-1], names, n=3, cutoff=0.5)
@@ -171,7 +172,7 @@ def _unknown(key: str, name: str, modules: dict[str, Any]) -> UserError:
     )
 
 
-def _require_biases(model: Any, lora: Lora) -> None:
+def _require_biases(model: torch.nn.Module, lora: Lora) -> None:
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if lora.bias != "none" and not any(name.endswith(".bias") for name in names):
         raise UserError(

@@ -1,27 +1,43 @@
 """Writing what was trained as an artifact that stock PEFT or transformers loads."""
 
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
 from finetune_assets.catalog.training import Training
-from finetune_assets.models.adapters.initial import FROM_BASE, difference
+from finetune_assets.models.adapters.initial import difference
+from finetune_assets.models.adapters.loading import Model
 from finetune_assets.models.bases.weights import copy_companions, dtypes, stored_dtype
 from finetune_assets.models.planning import ranks
+from finetune_assets.models.planning.choices import FROM_BASE
 
 INITIAL = "initial.safetensors"
-"""Beside the checkpoints: the matrices from which `pissa` and `loftq` began."""
+"""File beside the checkpoints with the matrices from which `pissa` and `loftq` began."""
 ADAPTER_CONFIG = "adapter_config.json"
-"""Its presence tells an adapter from a model tuned whole."""
+"""File whose presence tells an adapter from a model tuned whole."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""torch's dtypes of weights that can be trained, by safetensors' names."""
 
 
 def save_adapter(
-    model: Any,
+    model: Model,
     out: Path,
     training: Training,
     base: Path,
     initial: Path | None = None,
-    state_dict: dict[str, Any] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the trained adapter (PEFT format) or, after full tuning, the model into `out`.
 
@@ -33,27 +49,22 @@ def save_adapter(
         initial: the file that `add_adapter` was given.
         state_dict: of a model that is divided over devices, gathered; else the model's own.
     """
-    if training.method == "full":
-        _save_model(model, out, base, state_dict)
-    else:
+    if isinstance(model, PeftModel):
         _save_peft(model, out, training, initial, state_dict)
+    else:
+        _save_model(model, out, base, state_dict)
 
 
 def _save_peft(
-    model: Any,
+    model: PeftModel,
     out: Path,
     training: Training,
     initial: Path | None,
-    state_dict: dict[str, Any] | None,
+    state_dict: dict[str, torch.Tensor] | None,
 ) -> None:
-    from copy import deepcopy
-
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
     # PEFT would add a copy of the frozen embeddings where they are adapted.
     tensors = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
-    config = deepcopy(model.peft_config["default"])
+    config: Any = deepcopy(model.peft_config["default"])
     config.inference_mode = True
     config.base_model_name_or_path = None
     for key, value in vars(config).items():
@@ -68,34 +79,30 @@ def _save_peft(
         config.use_rslora = False
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(out)
+    config.save_pretrained(str(out))
 
 
-def _save_model(model: Any, out: Path, base: Path, state_dict: dict[str, Any] | None) -> None:
-    """Weights in the dtypes of the base's own; configuration and tokenizer are the base's."""
-    import torch
-
+def _save_model(
+    model: PreTrainedModel, out: Path, base: Path, state_dict: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Write weights in the dtypes of the base's own; configuration and tokenizer are the base's."""
     found, usual = dtypes(base), stored_dtype(base)
     weights = {
-        name: tensor.detach().to(getattr(torch, DTYPES[found.get(name, usual)]))
+        name: tensor.detach().to(DTYPES[found.get(name, usual)])
         for name, tensor in (state_dict or model.state_dict()).items()
     }
     model.save_pretrained(out, state_dict=weights)
     copy_companions(base, out)
 
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Of weights that can be trained: safetensors' names in torch's."""
+def gather(model: torch.nn.Module, training: Training) -> dict[str, torch.Tensor] | None:
+    """Put trained weights together, by name, in float32: every process asks, the first is told.
 
-
-def gathered(model: Any, training: Training) -> dict[str, Any] | None:
-    """Trained weights by name, whole, in float32; every process must ask, the first one is told.
-
-    None where the model of each process has them.
+    The result is None where the model of each process has them anyway.
     """
     if ranks.keeps_gradients(training):
         return None
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained: dict[str, Any] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     weights = {}
     for name, parameter in trained.items():
         if training.devices.strategy == "fsdp":

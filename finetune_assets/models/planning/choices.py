@@ -18,6 +18,10 @@ LOGIT_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
 it busy."""
 
 
+FROM_BASE = ("pissa", "loftq")
+"""Values of `lora.init` by which an adapter begins from the base's own weights."""
+
+
 def precision(training: Training, hardware: Hardware) -> Dtype:
     """Return the dtype of computation, by torch's name."""
     names: dict[str, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

@@ -62,14 +62,6 @@ def estimate_table(plan: PlanRecord, actual: AdapterRecord) -> list[TableRow]:
     ]
 
 
-def duration(seconds: float) -> str:
-    """Say a duration as people do, with two digits that mean something."""
-    minutes = seconds / 60
-    if minutes < 100:
-        return f"{minutes:.2g} minutes"
-    return f"{minutes / 60:.2g} hours" if minutes < 48 * 60 else f"{minutes / 1440:.2g} days"
-
-
 def _yaml(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"

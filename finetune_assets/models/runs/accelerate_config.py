@@ -1,11 +1,12 @@
 """What `accelerate launch` is told for several devices, and what a recipe must leave to it."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
-from finetune_assets.models.adapters.initial import FROM_BASE
+from finetune_assets.models.planning.choices import FROM_BASE
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.planning.schedule import Schedule
 
@@ -16,7 +17,7 @@ KINDS = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEE
 def accelerate_config(
     training: Training, hardware: Hardware, processes: int, deepspeed: Path | None = None
 ) -> dict[str, Any]:
-    """The content of the file that `accelerate launch --config_file` takes.
+    """Return the content of the file that `accelerate launch --config_file` takes.
 
     Args:
         deepspeed: file with the content of `deepspeed_config`, for the strategies of DeepSpeed.
@@ -47,7 +48,7 @@ def accelerate_config(
 
 
 def _fsdp(training: Training) -> dict[str, Any]:
-    """FSDP2, which divides each matrix by itself: frozen, quantised and trained ones may mix."""
+    """Configure FSDP2, which divides by matrix: frozen, quantised and trained ones may mix."""
     whole = training.quantization == "none" and training.lora.init not in FROM_BASE
     return {
         "fsdp_version": 2,
@@ -66,7 +67,10 @@ def _fsdp(training: Training) -> dict[str, Any]:
 def deepspeed_config(
     training: Training, hardware: Hardware, schedule: Schedule, processes: int
 ) -> dict[str, Any]:
-    """DeepSpeed's own configuration; every value is given, as weights are divided while loading."""
+    """Return DeepSpeed's own configuration.
+
+    Every value is given, as weights are divided while they are loaded.
+    """
     micro, passes = schedule.micro_batch, schedule.accumulation
     offloaded = training.optim.startswith("paged_")
     return {
@@ -100,8 +104,8 @@ _STAGE_3 = {
 """Weights are put together to be saved; the numbers are DeepSpeed's defaults, in elements."""
 
 
-def fitted(training: Training, hardware: Hardware) -> Training:
-    """The recipe with the optimizer that its strategy can divide.
+def fit_optimizer(training: Training, hardware: Hardware) -> Training:
+    """Return the recipe with the optimizer that its strategy can divide.
 
     `auto` is torch's AdamW: its state is divided, so that it needs neither 8 bits nor the host's
     memory. A paged AdamW keeps its state in the host's memory by DeepSpeed's own means.
@@ -138,8 +142,6 @@ def fitted(training: Training, hardware: Hardware) -> Training:
 
 
 def _require_deepspeed(strategy: str, hardware: Hardware) -> None:
-    from importlib.util import find_spec
-
     if hardware.device == "cpu":
         raise UserError(
             "training.devices.strategy",

@@ -1,4 +1,4 @@
-"""One attempt on several devices: a process for each, started, followed and judged from here.
+"""One attempt on several devices: a process for each is started, followed and judged from here.
 
 `accelerate launch` starts the processes of `runs/process.py`, from within this one. They share
 a folder: what is to be done, what the first process reports, how each has ended, and whether all
@@ -16,21 +16,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.commands.launch import launch_command, launch_command_parser
+from pydantic import TypeAdapter
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
 from finetune_assets.errors import UserError
 from finetune_assets.models.runs import recovery
 from finetune_assets.models.runs.accelerate_config import (
     accelerate_config,
     deepspeed_config,
-    fitted,
+    fit_optimizer,
 )
-from finetune_assets.models.training.task import Copying, Report, Task
+from finetune_assets.models.training.request import Attempt, CheckpointSink, Listener
 from finetune_assets.storage import checkpoints
 
-TASK, EVENTS, LOGS, TRAINING, STOP = "task.json", "events.jsonl", "logs", "training", "stop"
-"""Names in the folder; `training` and `stop` are there or not."""
+TOLD, EVENTS, LOGS, TRAINING, STOP = "told.json", "events.jsonl", "logs", "training", "stop"
+"""Names in the folder; of `training` and `stop` it only matters whether they are there."""
 CONFIG, DEEPSPEED = "accelerate.json", "deepspeed.json"
 PROCESS = "finetune_assets.models.runs.process"
-"""Module that each process runs."""
+"""The module that each process runs."""
 POLL_SECONDS = 0.2
 TAIL_LINES = 12
 """Last lines of a process that are shown when it has failed."""
@@ -39,7 +43,7 @@ SAME_TIME = 2.0
 
 
 class ProcessFailed(Exception):
-    """One of the processes ended; the message says which, how, and what to do about it."""
+    """One of the processes has failed; the message says which, how, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,13 @@ class End:
     time: float
     """Seconds since 1970."""
     said: dict[str, Any]
-    """What it wrote of it; empty if it could not."""
+    """What the process wrote of its end; empty if it could not."""
 
 
-def run(task: Task, processes: int, report: Report, copier: Copying | None) -> dict[str, Any]:
-    """Do a task with several processes and return its statistics.
+def run_processes(
+    attempt: Attempt, processes: int, listener: Listener, sink: CheckpointSink | None
+) -> dict[str, Any]:
+    """Make an attempt with several processes and return its statistics.
 
     Raises:
         UserError: a process raised it.
@@ -64,19 +70,19 @@ def run(task: Task, processes: int, report: Report, copier: Copying | None) -> d
         ProcessFailed: one ended in another way; the others were ended with it.
         SystemExit: a TERM arrived; a checkpoint was written first.
     """
-    checkpoints.latest(task.root)  # removes what was cut short, before several look at once
+    checkpoints.latest(attempt.root)  # removes what was cut short, before several look at once
     kills = recovery.out_of_memory_kills()
-    folder = task.root / "processes"  # and what they said stays there if they fail
+    folder = attempt.root / "processes"  # and what they said stays there if they fail
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    _write(task, processes, folder, copier is not None)
-    with _following(folder, report, copier), _stopping_together(folder):
-        ends = _launch(task, processes, folder)
+    _write(attempt, processes, folder, copies=sink is not None)
+    with _follow(folder, listener, sink), _stop_together(folder):
+        ends = _launch(attempt, folder)
     if ends:
-        culprit = first(ends)
+        culprit = find_culprit(ends)
         if recovery.out_of_memory_kills() > kills and culprit.code == -signal.SIGKILL:
             raise MemoryError
-        raise failure(culprit, processes, _tail(folder, culprit.rank))
+        raise explain(culprit, processes, _tail(folder, culprit.rank))
     outcome = json.loads(outcome_of(folder, 0).read_text())
     if outcome.get("stopped") or (folder / STOP).exists():
         raise SystemExit(128 + signal.SIGTERM)
@@ -84,41 +90,36 @@ def run(task: Task, processes: int, report: Report, copier: Copying | None) -> d
 
 
 def outcome_of(folder: Path, rank: int) -> Path:
-    """File in which a process says how it ended."""
+    """Return the file in which a process says how it ended."""
     return folder / f"outcome-{rank}.json"
 
 
-def _write(task: Task, processes: int, folder: Path, copies: bool) -> None:
-    """What the processes are told."""
-    from pydantic import TypeAdapter
-
-    training, hardware = task.request.training, task.hardware
-    request = replace(task.request, training=fitted(training, hardware))
-    told = TypeAdapter(Task).dump_python(replace(task, request=request), mode="json")
-    told = {"task": told, "parent": os.getpid(), "copies": copies}
-    (folder / TASK).write_text(json.dumps(told))
+def _write(attempt: Attempt, processes: int, folder: Path, *, copies: bool) -> None:
+    """Write down what the processes are told."""
+    training, hardware = attempt.request.training, attempt.hardware
+    request = replace(attempt.request, training=fit_optimizer(training, hardware))
+    told = TypeAdapter(Attempt).dump_python(replace(attempt, request=request), mode="json")
+    told = {"attempt": told, "parent": os.getpid(), "copies": copies}
+    (folder / TOLD).write_text(json.dumps(told))
     (folder / EVENTS).touch()
-    deepspeed = deepspeed_config(training, hardware, task.schedule, processes)
+    deepspeed = deepspeed_config(training, hardware, attempt.schedule, processes)
     (folder / DEEPSPEED).write_text(json.dumps(deepspeed))
     config = accelerate_config(training, hardware, processes, folder / DEEPSPEED)
     (folder / CONFIG).write_text(json.dumps(config))
 
 
-def _launch(task: Task, processes: int, folder: Path) -> list[End]:
+def _launch(attempt: Attempt, folder: Path) -> list[End]:
     """Run the processes to their end; the result is empty if all ended well."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     given = {
         "config_file": folder / CONFIG,
-        "num_cpu_threads_per_process": task.hardware.threads,
+        "num_cpu_threads_per_process": attempt.hardware.threads,
         "log_dir": folder / LOGS,
         "role": "process ",
         "tee": "3",
     }
     options = [text for key, value in given.items() for text in (f"--{key}", str(value))]
     arguments = launch_command_parser().parse_args([*options, "--module", PROCESS, str(folder)])
-    # A TERM is for `_stopping_together`; the launcher would end the processes one by one.
+    # A TERM is for `_stop_together`; the launcher would end the processes one by one.
     arguments.signals_to_handle = "SIGINT"
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -130,14 +131,14 @@ def _launch(task: Task, processes: int, folder: Path) -> list[End]:
     return []
 
 
-def _end(folder: Path, rank: int, found: Any) -> End:
+def _end(folder: Path, rank: int, found: ProcessFailure) -> End:
     path = outcome_of(folder, rank)
     said = json.loads(path.read_text()) if path.exists() else {}
     return End(rank, found.exitcode, said.get("time", float(found.timestamp)), said)
 
 
-def first(ends: list[End]) -> End:
-    """The process whose end brought about that of the others.
+def find_culprit(ends: list[End]) -> End:
+    """Find the process whose end brought about that of the others.
 
     A killed one leaves no exact time, so it goes before those that ended at the same time.
     """
@@ -146,8 +147,8 @@ def first(ends: list[End]) -> End:
     return min(near, key=lambda end: (end.code >= 0, end.time))
 
 
-def failure(end: End, processes: int, tail: str) -> Exception:
-    """What to raise for a process that has ended."""
+def explain(end: End, processes: int, tail: str) -> Exception:
+    """Return what to raise for a process that has ended."""
     if "error" in end.said:
         return UserError(**end.said["error"])
     if end.said.get("out_of_memory"):
@@ -169,7 +170,7 @@ def _tail(folder: Path, rank: int) -> str:
 
 
 @contextmanager
-def _stopping_together(folder: Path) -> Iterator[None]:
+def _stop_together(folder: Path) -> Iterator[None]:
     """On TERM, ask the processes to stop after the same step, or end at once before the first."""
 
     def ask(*_: object) -> None:
@@ -185,7 +186,7 @@ def _stopping_together(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _following(folder: Path, report: Report, copier: Copying | None) -> Iterator[None]:
+def _follow(folder: Path, listener: Listener, sink: CheckpointSink | None) -> Iterator[None]:
     """Pass on what the first process reports, while the block runs."""
     ended = threading.Event()
 
@@ -196,7 +197,7 @@ def _following(folder: Path, report: Report, copier: Copying | None) -> Iterator
                 last = ended.wait(POLL_SECONDS)
                 *lines, part = (part + file.read()).split("\n")
                 for line in lines:
-                    _pass_on(json.loads(line), report, copier)
+                    _pass_on(json.loads(line), listener, sink)
                 if last:
                     return
 
@@ -209,12 +210,12 @@ def _following(folder: Path, report: Report, copier: Copying | None) -> Iterator
         thread.join()
 
 
-def _pass_on(event: Mapping[str, Any], report: Report, copier: Copying | None) -> None:
+def _pass_on(event: Mapping[str, Any], listener: Listener, sink: CheckpointSink | None) -> None:
     if "log" in event:
-        report.log(event["log"])
+        listener.log(event["log"])
     elif "metrics" in event:
-        report.metrics(event["metrics"], event["step"])
+        listener.metrics(event["metrics"], event["step"])
     elif "observe" in event:
-        report.observe(event["observe"])
-    elif copier is not None:
-        copier.put(event["checkpoint"], event["removed"])
+        listener.observe(event["observe"])
+    elif sink is not None:
+        sink.put(event["checkpoint"], event["removed"])

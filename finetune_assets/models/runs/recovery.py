@@ -5,23 +5,24 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from finetune_assets.errors import UserError
 from finetune_assets.models.planning.schedule import Schedule
 from finetune_assets.storage import checkpoints
-from finetune_assets.storage.checkpoints import Attempt
+from finetune_assets.storage.checkpoints import AttemptNote
 
 SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 """What torch's allocators say; the CPU's raises no type of its own."""
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    import torch
-
+    """Return whether an error says that there is no memory left, on the device or the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
@@ -29,14 +30,12 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in SAID)
 
 
-def halved(schedule: Schedule) -> Schedule:
-    """At most half as many contexts in a forward pass, and as many more passes: the same steps.
+def halve(schedule: Schedule) -> Schedule:
+    """Return the same steps with at most half the contexts in a forward pass, and more passes.
 
     Raises:
         UserError: a forward pass has one context already.
     """
-    from dataclasses import replace
-
     if schedule.micro_batch == 1:
         raise UserError(
             "training",
@@ -50,19 +49,19 @@ def halved(schedule: Schedule) -> Schedule:
     return replace(schedule, micro_batch=micro, accumulation=of_a_step // micro)
 
 
-def first_schedule(planned: Schedule, root: Path, log: Any) -> Schedule:
-    """The planned batches, or those that an attempt before this one came to.
+def first_schedule(planned: Schedule, root: Path, log: Callable[[str], None]) -> Schedule:
+    """Return the planned batches, or those that an attempt before this one came to.
 
     Where the system ended that attempt for want of memory, it could not say so: it is known by the
     file that it left and by the system's count of such ends.
     """
-    before = Attempt.read(root)
+    before = AttemptNote.read(root)
     if before is None or before.micro_batch > planned.micro_batch:
         return planned
     while planned.micro_batch > before.micro_batch:
-        planned = halved(planned)
+        planned = halve(planned)
     if out_of_memory_kills() > before.out_of_memory_kills and planned.micro_batch > 1:
-        planned = halved(planned)
+        planned = halve(planned)
         log(
             "the system ran out of memory in the last attempt: "
             f"{planned.micro_batch} x {planned.accumulation} contexts a step from now on"
@@ -70,7 +69,7 @@ def first_schedule(planned: Schedule, root: Path, log: Any) -> Schedule:
     return planned
 
 
-def forget_another_schedule(root: Path, schedule: Schedule, log: Any) -> None:
+def forget_another_schedule(root: Path, schedule: Schedule, log: Callable[[str], None]) -> None:
     """Remove checkpoints of a run of another number of steps.
 
     The same recipe has one where `devices.count: auto` meets a machine with other devices, and the
@@ -89,17 +88,20 @@ def forget_another_schedule(root: Path, schedule: Schedule, log: Any) -> None:
 
 
 def out_of_memory_kills() -> int:
-    """Processes that Linux has ended for want of memory since it started; 0 on other systems."""
+    """Count processes that Linux has ended for want of memory since it started.
+
+    Other systems keep no such count, which is 0 there.
+    """
     try:
         counters = Path("/proc/vmstat").read_text()
-    except FileNotFoundError:  # another system keeps no such count
+    except FileNotFoundError:
         return 0
     found = (line.split()[1] for line in counters.splitlines() if line.startswith("oom_kill "))
     return int(next(found, "0"))
 
 
 @contextmanager
-def disk_full_readably(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """Turn what torch, safetensors and Python say of a full disk into one clear error."""
     try:
         yield
@@ -121,14 +123,12 @@ def disk_full_readably(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def stopping_on_term(trainer: Any) -> Iterator[None]:
-    """On TERM, end before the next forward pass, with a checkpoint of the last whole step."""
-
+def stop_on_term() -> Iterator[Callable[[], bool]]:
+    """Yield what says whether a TERM has arrived, for a trainer to end before its next pass."""
     asked = threading.Event()
-    trainer.asked_to_stop = asked.is_set
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
-        yield
+        yield asked.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
     if asked.is_set():  # after the last forward pass

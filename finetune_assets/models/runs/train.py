@@ -4,20 +4,20 @@ import gc
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.planning.choices import precision
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.planning.schedule import make_schedule
 from finetune_assets.models.runs import recovery
-from finetune_assets.models.runs.distributed import run
 from finetune_assets.models.tokenization.contexts import Contexts
-from finetune_assets.models.training.attempt import attempt
-from finetune_assets.models.training.task import Report, Request, Task
+from finetune_assets.models.training.request import Attempt, CheckpointSink, Listener, Request
 from finetune_assets.storage import checkpoints
-from finetune_assets.storage.checkpoints import Attempt
+from finetune_assets.storage.checkpoints import AttemptNote
 
 
-def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any]:
+def train(request: Request, hardware: Hardware, listener: Listener) -> dict[str, Any]:
     """Train, resume where an earlier attempt was cut off, and return statistics.
 
     Raises:
@@ -33,35 +33,43 @@ def train(request: Request, hardware: Hardware, report: Report) -> dict[str, Any
     )
     root = checkpoints.folder(request.fingerprint)
     if count := checkpoints.fetch(request.fingerprint):
-        report.log(f"checkpoints fetched from {checkpoints.remote(request.fingerprint)}: {count}")
+        listener.log(f"checkpoints fetched from {checkpoints.remote(request.fingerprint)}: {count}")
     contexts = len(Contexts.open(request.training_set, "train"))
     planned = make_schedule(contexts, training, hardware, devices=processes)
-    recovery.forget_another_schedule(root, planned, report.log)
-    schedule = recovery.first_schedule(planned, root, report.log)
+    recovery.forget_another_schedule(root, planned, listener.log)
+    schedule = recovery.first_schedule(planned, root, listener.log)
     with (
-        recovery.disk_full_readably(root),
-        checkpoints.copying(root, request.fingerprint, report.log) as copier,
+        recovery.explain_full_disk(root),
+        checkpoints.copy_to_store(root, request.fingerprint, listener.log) as sink,
     ):
         while True:
-            Attempt(schedule.micro_batch, recovery.out_of_memory_kills()).write(root)
-            task = Task(request, hardware, schedule, root)
+            AttemptNote(schedule.micro_batch, recovery.out_of_memory_kills()).write(root)
+            attempt = Attempt(request, hardware, schedule, root)
             try:
-                if processes > 1:
-                    return run(task, processes, report, copier)
-                return attempt(task, report, copier, recovery.stopping_on_term)
+                return _run(attempt, processes, listener, sink)
             except Exception as error:
                 if not recovery.ran_out_of_memory(error):
                     raise
-                schedule = recovery.halved(schedule)
-            _free_memory()
-            report.log(
+                schedule = recovery.halve(schedule)
+            gc.collect()
+            torch.cuda.empty_cache()
+            listener.log(
                 f"out of memory: {schedule.micro_batch} x {schedule.accumulation} contexts a step "
                 "from now on, the same effective batch; going on from the last checkpoint"
             )
 
 
-def _free_memory() -> None:
-    import torch
+def _run(
+    attempt: Attempt, processes: int, listener: Listener, sink: CheckpointSink | None
+) -> dict[str, Any]:
+    """Make an attempt, and import no more than it needs: a launcher needs no transformers."""
+    if processes > 1:
+        from finetune_assets.models.runs.distributed import run_processes
 
-    gc.collect()
-    torch.cuda.empty_cache()
+        return run_processes(attempt, processes, listener, sink)
+    gc.disable()  # it would go through the million objects of the libraries again and again
+    from finetune_assets.models.training.attempt import run_attempt
+
+    gc.freeze()
+    gc.enable()
+    return run_attempt(attempt, listener, sink, recovery.stop_on_term())

@@ -1,4 +1,4 @@
-"""From a recipe, a schedule and the hardware to transformers' TrainingArguments."""
+"""How a recipe, a schedule and the hardware become transformers' TrainingArguments."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ OURS = ("activation_offloading",)
 def arguments(
     training: Training, hardware: Hardware, schedule: Schedule, root: Path, *, fused: bool
 ) -> dict[str, Any]:
-    """Keywords of TrainingArguments.
+    """Return the keywords of TrainingArguments.
 
     Args:
         root: folder of the checkpoints.
@@ -71,7 +71,7 @@ def arguments(
 
 
 def _warmup(wanted: float, steps: int) -> int:
-    """Whole steps; a fraction that is less than one is none, as the first has a rate of 0."""
+    """Return whole steps; less than one is none, as the first step has a rate of 0."""
     if wanted >= 1:
         return round(wanted)
     return math.ceil(wanted * steps) if wanted * steps >= 1 else 0

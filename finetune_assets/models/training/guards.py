@@ -4,34 +4,34 @@ A layer that gets no gradient makes no error: the loss still falls by the others
 quietly worse.
 """
 
-from typing import Any
+import torch
 
 from finetune_assets.errors import UserError
 
 PATIENCE = 50
 """Optimizer steps within which each expert of a mixture must have had a gradient, since a batch
-need not pass through all of them; also those for a gradient that is not finite, which fp16's loss
-scaling brings about in its first steps and skips."""
+need not pass through all of them; a gradient that is not finite has as many, as fp16's loss scaling
+brings some about in its first steps and skips them."""
 SHOWN = 3
-"""Matrices that the error names."""
+"""How many matrices the error names."""
 
 
 class GradientGuard:
-    """Call `check` before each of the first optimizer steps; it soon costs nothing.
+    """Judges the gradients before each of the first optimizer steps; it soon costs nothing.
 
-    For one process or DDP: frameworks that divide gradients over devices hide them from it.
+    It serves one process or DDP: frameworks that divide gradients over devices hide them from it.
     """
 
-    def __init__(self, model: Any, where: str = "training") -> None:
-        self.where, self.steps = where, 0
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.steps = 0
         self.waiting = {n: p for n, p in model.named_parameters() if p.requires_grad}
         """Trainable matrices that have had no finite gradient other than zero yet."""
         # `A` has a gradient only after `B`, which begins at zero, has moved. With warmup from a
         # learning rate of zero that takes more than one step.
         self._partners = {n: b for n in self.waiting if (b := self._partner(n)) is not None}
 
-    def _partner(self, name: str) -> Any | None:
-        """The matrix that stands between the loss and this one, and is zero at first."""
+    def _partner(self, name: str) -> torch.nn.Parameter | None:
+        """Return the matrix that stands between the loss and this one, and is zero at first."""
         for first, second in ((".lora_A.", ".lora_B."), ("_embedding_B.", "_embedding_A.")):
             if first in name:
                 return self.waiting.get(name.replace(first, second))
@@ -39,6 +39,7 @@ class GradientGuard:
 
     @property
     def done(self) -> bool:
+        """Every matrix has had a gradient."""
         return not self.waiting
 
     def check(self) -> None:
@@ -63,16 +64,14 @@ class GradientGuard:
             self._refuse(missing)
 
     def _norms(self) -> dict[str, float]:
-        """Of each waiting gradient, in one pass; 0 where there is none at all."""
-        import torch
-
+        """Return the norm of each waiting gradient, in one pass; 0 where there is none at all."""
         found = {n: p.grad for n, p in self.waiting.items() if p.grad is not None}
         norms = torch._foreach_norm(list(found.values()), float("inf")) if found else []
         values = torch.stack([norm.float() for norm in norms]).tolist() if found else []
         return dict.fromkeys(self.waiting, 0.0) | dict(zip(found, values, strict=True))
 
     def _behind_zero(self) -> set[str]:
-        """Waiting matrices whose partner is still zero."""
+        """Return waiting matrices whose partner is still zero."""
         return {
             name
             for name, partner in self._partners.items()
@@ -84,7 +83,7 @@ class GradientGuard:
         shown = ", ".join(name.removeprefix("base_model.model.") for name in missing[:SHOWN])
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise UserError(
-            self.where,
+            "training",
             f"after {after} no finite gradient has reached {len(missing)} trained matrices: "
             f"{shown}{more}",
             "leave out of `training.lora.targets` the layers that text does not pass through "

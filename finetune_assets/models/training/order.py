@@ -5,26 +5,28 @@ is not full. A repeated context would count twice, so rounds are filled with con
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 
 from finetune_assets.models.tokenization.contexts import Context, Contexts
 from finetune_assets.models.tokenization.render import IGNORED
 
 FILLER_TOKENS = 16
-"""Of a context that only keeps a process busy."""
+"""Length of a context that only keeps a process busy."""
 
 
 def without_loss(context: Context) -> Context:
-    """The beginning of a context, from which nothing is learned."""
+    """Return the beginning of a context, from which nothing is learned."""
     start = Context(*(v[:FILLER_TOKENS] for v in vars(context).values()))
     labels = start.labels.copy()
     labels[:] = IGNORED
     return replace(start, labels=labels)
 
 
-class FullRounds(Sequence[Context]):
+class FullRounds(Dataset[Context]):
     """Contexts, and after them fillers up to a multiple of `round_size`."""
 
     def __init__(self, contexts: Contexts, round_size: int) -> None:
@@ -34,31 +36,31 @@ class FullRounds(Sequence[Context]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Context:
         if index < len(self.contexts):
             return self.contexts[index]
         return without_loss(self.contexts[0])
 
 
-def sampler(rounds: FullRounds, in_order: bool, data_seed: int | None) -> Any:
-    """Places in `rounds`: every context, shuffled as for one process or in order; then fillers."""
-    from accelerate.data_loader import SeedableRandomSampler
-    from torch.utils.data import Sampler, SequentialSampler
+class Shuffled(Sampler[int]):
+    """Places in `rounds`: every context, shuffled as for one process, then the fillers."""
 
-    if in_order:
-        return SequentialSampler(rounds)  # pyright: ignore
+    def __init__(self, rounds: FullRounds, data_seed: int | None) -> None:
+        self.rounds = rounds
+        self.contexts = SeedableRandomSampler(rounds.contexts, data_seed=data_seed)
 
-    class Shuffled(Sampler):
-        contexts = SeedableRandomSampler(rounds.contexts, data_seed=data_seed)
+    def __iter__(self) -> Iterator[int]:
+        yield from self.contexts
+        yield from range(len(self.rounds.contexts), len(self.rounds))
 
-        def __iter__(self) -> Iterator[int]:
-            yield from self.contexts
-            yield from range(len(rounds.contexts), len(rounds))
+    def __len__(self) -> int:
+        return len(self.rounds)
 
-        def __len__(self) -> int:
-            return len(rounds)
+    def set_epoch(self, epoch: int) -> None:
+        """Draw another order, which depends on the epoch and the seed only."""
+        self.contexts.set_epoch(epoch)
 
-        def set_epoch(self, epoch: int) -> None:
-            self.contexts.set_epoch(epoch)
 
-    return Shuffled()
+def make_sampler(rounds: FullRounds, in_order: bool, data_seed: int | None) -> Sampler[int]:
+    """Return what says in which order the places in `rounds` are learned."""
+    return SequentialSampler(rounds) if in_order else Shuffled(rounds, data_seed)

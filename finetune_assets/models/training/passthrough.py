@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from trl import SFTConfig
 
 from finetune_assets.catalog.arguments import Arguments
 from finetune_assets.catalog.explain import said
@@ -12,11 +14,20 @@ from finetune_assets.errors import UserError
 SECTION = ("training", "arguments")
 
 
-def require_valid(arguments: Mapping[str, Any], where: str) -> Arguments:
-    """Arguments as SFTConfig takes them, numbers as numbers.
+class Unplaced(SFTConfig):
+    """An SFTConfig that looks for no device: the process may be one of several, with its own."""
 
-    Keys, types and ranges are those of `catalog/arguments.py`; then SFTConfig itself is asked,
-    which takes seconds to import and sets up no device.
+    @property
+    def device(self) -> torch.device:
+        """The CPU, which is always there."""
+        return torch.device("cpu")
+
+
+def require_valid(arguments: Mapping[str, object], where: str) -> Arguments:
+    """Return arguments as SFTConfig takes them, numbers as numbers.
+
+    Keys, types and ranges are those of `catalog/arguments.py`; then SFTConfig itself is asked. It
+    takes a second to import, so whoever has no arguments does without this module.
 
     Args:
         where: named in errors, e.g. the dataset file.
@@ -40,17 +51,7 @@ def require_valid(arguments: Mapping[str, Any], where: str) -> Arguments:
 
 
 def _refusal(values: Mapping[str, Any]) -> str | None:
-    """What SFTConfig has against values; None if nothing."""
-    import torch
-    from trl import SFTConfig
-
-    class Unplaced(SFTConfig):
-        """Looks for no device: the process may be one of several, with devices set up already."""
-
-        @property
-        def device(self) -> Any:
-            return torch.device("cpu")
-
+    """Return what SFTConfig has against values; None if nothing."""
     try:
         Unplaced(output_dir="unused", bf16=False, activation_checkpointing=False, **values)
     except (TypeError, ValueError) as error:

@@ -4,14 +4,16 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
 
 FILE = "progress.json"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Of a run, after a whole step."""
+    """Where a run is after a whole step."""
 
     loss: float = 0.0
     """Sum of the steps' training losses since the last report (nats per token)."""
@@ -23,8 +25,8 @@ class Progress:
     """This was the last step, by its number or by early stopping."""
 
     @classmethod
-    def of(cls, trainer: Any) -> "Progress":
-        """Of all processes, each of which must ask."""
+    def of(cls, trainer: Trainer) -> "Progress":
+        """Return the progress of all processes, each of which must ask."""
         control = trainer.control
         return cls(
             loss=float(trainer.accelerator.gather(trainer._tr_loss).mean()),
@@ -34,54 +36,50 @@ class Progress:
         )
 
     def write(self, checkpoint: Path) -> None:
+        """Keep it in the folder of a checkpoint."""
         (checkpoint / FILE).write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Progress":
+        """Return what the folder of a checkpoint keeps."""
         return cls(**json.loads((checkpoint / FILE).read_text()))
 
 
-def continuing() -> Any:
-    """A callback that takes a trainer's `progress` up again, and can rewind a step that has begun.
+class Continuing(TrainerCallback):
+    """Takes a run's progress up again, and can rewind a step that has begun.
 
     A step that is not finished has drawn random numbers and added to the loss; a checkpoint in the
     middle of it must not contain that.
     """
-    import torch
-    from transformers import TrainerCallback
 
-    class Continuing(TrainerCallback):
-        trainer: Any = None
+    def __init__(self, trainer: Trainer, progress: Progress) -> None:
+        self.trainer, self.progress = trainer, progress
 
-        def on_train_begin(self, args, state, control, **_):
-            trainer, progress = self.trainer, self.trainer.progress
-            trainer._tr_loss += progress.loss
-            trainer._globalstep_last_logged = progress.reported
-            control.should_training_stop = progress.over
-            self.remember()
-            if progress.validating:
-                control.should_evaluate = True
-                model, now = trainer.model_wrapped, time.time()
-                trainer._maybe_log_save_evaluate(
-                    trainer._tr_loss, None, model, None, state.epoch, None, now
-                )
+    def on_train_begin(self, *_: object, **__: object) -> None:
+        """Go on where the run was cut off, perhaps before its validation loss."""
+        trainer, progress = self.trainer, self.progress
+        trainer._tr_loss += progress.loss
+        trainer._globalstep_last_logged = progress.reported
+        trainer.control.should_training_stop = progress.over
+        self._remember()
+        if progress.validating:
+            trainer.control.should_evaluate = True
+            epoch, now = trainer.state.epoch, time.time()
+            trainer._maybe_log_save_evaluate(
+                trainer._tr_loss, None, trainer.model_wrapped, None, epoch, None, now
+            )
 
-        def on_step_end(self, *_, **__):
-            self.remember()
+    def _remember(self, *_: object, **__: object) -> None:
+        self.loss = self.trainer._tr_loss.clone()
+        self.random = torch.random.get_rng_state()
+        if torch.cuda.is_available():
+            self.random_cuda = torch.cuda.get_rng_state()
 
-        def on_log(self, *_, **__):
-            self.remember()
+    on_step_end = on_log = _remember  # a report empties the sum of losses
 
-        def remember(self) -> None:
-            self.loss = self.trainer._tr_loss.clone()
-            self.random = torch.random.get_rng_state()
-            if torch.cuda.is_available():
-                self.random_cuda = torch.cuda.get_rng_state()
-
-        def rewind(self) -> None:
-            self.trainer._tr_loss.copy_(self.loss)
-            torch.random.set_rng_state(self.random)
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state(self.random_cuda)
-
-    return Continuing()
+    def rewind(self) -> None:
+        """Bring loss and random numbers back to the end of the last whole step."""
+        self.trainer._tr_loss.copy_(self.loss)
+        torch.random.set_rng_state(self.random)
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.random_cuda)

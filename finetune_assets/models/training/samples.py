@@ -1,53 +1,61 @@
 """Answers to a few declared prompts while training goes on, so that people see what it learns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypedDict
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from finetune_assets.catalog.training import Training
+from finetune_assets.models.adapters.loading import Model
 from finetune_assets.models.kernels.attention import use_document_attention, uses_document_attention
+from finetune_assets.models.kernels.generate import generate
 from finetune_assets.models.planning import ranks
+from finetune_assets.models.tokenization.render import prompt_ids, stop_token_ids
 
-Row = dict[str, Any]
+
+class Sample(TypedDict):
+    """An answer, as reports and manifests show it."""
+
+    step: int
+    prompt: str
+    answer: str
+    stopped: bool
+    """The model ended the answer by itself."""
 
 
-def answering(model: Any, tokenizer: Any, training: Training) -> Callable[[int], list[Row]] | None:
-    """A function of the step that answers the prompts greedily; None where none are declared."""
-    from finetune_assets.models.kernels.generate import generate
-    from finetune_assets.models.tokenization.render import prompt_ids, stop_token_ids
+class PromptAnswerer:
+    """Answers the declared prompts greedily."""
 
-    if not training.sample_prompts:
-        return None
-    prompts = [prompt_ids(tokenizer, [_asked(text)]) for text in training.sample_prompts]
-    stops = stop_token_ids(tokenizer, "training.sample_prompts")
+    def __init__(
+        self, model: Model, tokenizer: PreTrainedTokenizerBase, training: Training
+    ) -> None:
+        self.model, self.tokenizer, self.training = model, tokenizer, training
+        asked = [[{"role": "user", "content": text}] for text in training.sample_prompts]
+        self.prompts = [prompt_ids(tokenizer, messages) for messages in asked]
+        self.stops = stop_token_ids(tokenizer, "training.sample_prompts")
 
-    def answer(step: int) -> list[Row]:
-        with _as_in_use(model), _same_logits(model, training):
+    def answer(self, step: int) -> list[Sample]:
+        """Return the answers of the model as it is after a step."""
+        with _use_for_inference(self.model), _share_logits(self.model, self.training):
             answers = generate(
-                model,
-                tokenizer,
-                prompts,
-                max_new_tokens=training.sample_max_new_tokens,
-                batch_size=len(prompts),
-                stop_token_ids=stops,
+                self.model,
+                self.tokenizer,
+                self.prompts,
+                max_new_tokens=self.training.sample_max_new_tokens,
+                batch_size=len(self.prompts),
+                stop_token_ids=self.stops,
             )
         return [
             {"step": step, "prompt": prompt, "answer": made.text, "stopped": made.stopped}
-            for prompt, made in zip(training.sample_prompts, answers, strict=True)
+            for prompt, made in zip(self.training.sample_prompts, answers, strict=True)
         ]
-
-    return answer
-
-
-def _asked(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
 
 
 @contextmanager
-def _as_in_use(model: Any) -> Any:
-    """In evaluation mode and with attention that has a cache; training goes on as it was."""
-    import torch
-
+def _use_for_inference(model: Model) -> Iterator[None]:
+    """Switch to evaluation and to attention that has a cache; training goes on as it was."""
     training, documents = model.training, uses_document_attention(model)
     model.eval()
     if documents:
@@ -62,7 +70,7 @@ def _as_in_use(model: Any) -> Any:
 
 
 @contextmanager
-def _same_logits(model: Any, training: Training) -> Iterator[None]:
+def _share_logits(model: Model, training: Training) -> Iterator[None]:
     """Let all processes go on from the first one's logits, so that they generate alike.
 
     Where weights are divided, one that stopped earlier would keep the others waiting for ever.
@@ -70,8 +78,6 @@ def _same_logits(model: Any, training: Training) -> Iterator[None]:
     if not ranks.divides(training):
         yield
         return
-    import torch
-
     hook = model.register_forward_hook(
         lambda _, __, output: torch.distributed.broadcast(output.logits, 0)
     )

@@ -22,7 +22,7 @@ from finetune_assets.models.runs.distributed import End, ProcessFailed
 from finetune_assets.models.runs.train import train
 from finetune_assets.models.tokenization.contexts import Contexts
 from finetune_assets.models.training import order
-from finetune_assets.models.training.task import Quiet, Request
+from finetune_assets.models.training.request import Quiet, Request
 from finetune_assets.storage import checkpoints
 from finetune_assets_tests.models.data import make
 
@@ -215,7 +215,7 @@ def test_each_step_learns_the_same_contexts_however_many_processes_there_are(dat
         rounds = order.FullRounds(contexts, micro * count)
         made: list[set[int]] = []
         for rank in range(count):
-            sampler = order.sampler(rounds, in_order, 7)
+            sampler = order.make_sampler(rounds, in_order, 7)
             batches = BatchSampler(sampler, micro, drop_last=False)
             mine = list(BatchSamplerShard(batches, count, rank))
             for at in range(0, len(mine), passes):
@@ -244,10 +244,10 @@ def test_each_step_learns_the_same_contexts_however_many_processes_there_are(dat
     ],
 )
 def test_the_process_that_ended_first_is_to_blame(ends: list[End], rank: int) -> None:
-    assert distributed.first(ends).rank == rank
+    assert distributed.find_culprit(ends).rank == rank
 
 
 def test_a_crash_shows_the_code_and_the_last_lines() -> None:
-    error = distributed.failure(End(2, 3, 0.0, {}), 4, "segment\nfault")
+    error = distributed.explain(End(2, 3, 0.0, {}), 4, "segment\nfault")
     assert str(error).startswith("process 2 of 4 ended with code 3")
     assert "segment\nfault\n  remedy" in str(error)

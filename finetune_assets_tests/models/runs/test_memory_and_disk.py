@@ -14,7 +14,7 @@ from finetune_assets.models.planning.schedule import Schedule
 from finetune_assets.models.runs import recovery
 from finetune_assets.models.training import trainer
 from finetune_assets.storage import checkpoints
-from finetune_assets.storage.checkpoints import Attempt
+from finetune_assets.storage.checkpoints import AttemptNote
 from finetune_assets_tests.models.running import Noting, adapter, start, train_here
 
 SHORT: dict[str, Any] = {"num_train_epochs": 2, "load_best_model_at_end": False}
@@ -88,7 +88,7 @@ def test_one_context_that_does_not_fit_is_an_error_with_a_remedy(
 def test_halving_keeps_the_contexts_of_a_step(
     before: tuple[int, int], after: tuple[int, int]
 ) -> None:
-    found = recovery.halved(Schedule(*before, total_steps=9, eval_steps=3, save_steps=2))
+    found = recovery.halve(Schedule(*before, total_steps=9, eval_steps=3, save_steps=2))
     assert found == Schedule(*after, total_steps=9, eval_steps=3, save_steps=2)
 
 
@@ -97,12 +97,12 @@ def test_what_the_system_ended_for_want_of_memory_begins_smaller(
 ) -> None:
     """It could not say so itself: it left a note, and the system counts such ends."""
     root = checkpoints.folder("a")
-    Attempt(micro_batch=2, out_of_memory_kills=recovery.out_of_memory_kills()).write(root)
+    AttemptNote(micro_batch=2, out_of_memory_kills=recovery.out_of_memory_kills()).write(root)
     report = Noting()
     made = train_here(tiny_base, data, project / "a", report, **SHORT)
     assert made["schedule"]["micro_batch"] == 2, "it was ended by something else"
     checkpoints.remove("a")
-    Attempt(micro_batch=2, out_of_memory_kills=4).write(root)
+    AttemptNote(micro_batch=2, out_of_memory_kills=4).write(root)
     monkeypatch.setattr(recovery, "out_of_memory_kills", lambda: 5)
     made = train_here(tiny_base, data, project / "a", report, **SHORT)
     assert made["schedule"]["micro_batch"] == 1
@@ -174,11 +174,11 @@ def test_a_disk_that_is_full_before_the_first_step(
     project: Path, tiny_base: Path, data: Path
 ) -> None:
     root = checkpoints.folder("a")
-    Attempt(micro_batch=1, out_of_memory_kills=0).write(root)
+    AttemptNote(micro_batch=1, out_of_memory_kills=0).write(root)
     (root / f".attempt.json.{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(UserError, match="disk is full"):
         train_here(tiny_base, data, project / "a", **SHORT)
-    assert Attempt.read(root) == Attempt(micro_batch=1, out_of_memory_kills=0)
+    assert AttemptNote.read(root) == AttemptNote(micro_batch=1, out_of_memory_kills=0)
 
 
 def test_checkpoints_of_another_number_of_steps_are_left_aside(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from finetune_assets.models.planning.schedule import make_schedule
 from finetune_assets.models.runs.accelerate_config import (
     accelerate_config,
     deepspeed_config,
-    fitted,
+    fit_optimizer,
 )
 
 GPUS = resolve(Machine(cuda=True, name="A100", memory_gb=80, cores=16, bf16=True, devices=4))
@@ -109,14 +109,14 @@ def test_what_a_strategy_cannot_do_is_said_at_once(
 ) -> None:
     devices = {"count": 2, "strategy": recipe.pop("strategy")}
     with pytest.raises(UserError, match=said):
-        fitted(Training(devices=devices, **recipe), hardware)  # type: ignore[arg-type]
+        fit_optimizer(Training(devices=devices, **recipe), hardware)  # type: ignore[arg-type]
 
 
 def test_divided_optimizers_are_torchs_own() -> None:
     devices = {"count": 2, "strategy": "fsdp"}
-    assert fitted(Training(devices=devices), GPUS).optim == "adamw_torch_fused"  # type: ignore[arg-type]
-    assert fitted(Training(devices=devices, optim="sgd"), GPUS).optim == "sgd"  # type: ignore[arg-type]
-    assert fitted(Training(devices={"count": 2}), GPUS).optim == "auto"  # type: ignore[arg-type]
+    assert fit_optimizer(Training(devices=devices), GPUS).optim == "adamw_torch_fused"  # type: ignore[arg-type]
+    assert fit_optimizer(Training(devices=devices, optim="sgd"), GPUS).optim == "sgd"  # type: ignore[arg-type]
+    assert fit_optimizer(Training(devices={"count": 2}), GPUS).optim == "auto"  # type: ignore[arg-type]
 
 
 def test_as_many_processes_as_the_recipe_says_or_the_machine_has_gpus() -> None:

@@ -91,7 +91,7 @@ KILLS = [
     ("finetune_assets.storage.checkpoints:mark_complete", 1, 5),  # all of them
     (VALIDATION, 3, 5),
     ("os:unlink", 3, 10),  # checkpoint-5 is half removed
-    ("finetune_assets.models.runs.train:save_adapter", 1, 15),  # after the last step
+    ("finetune_assets.models.training.attempt:save_adapter", 1, 15),  # after the last step
 ]
 """Where a run is killed, and the step from which that attempt had gone on."""
 

@@ -10,8 +10,7 @@ import torch
 from finetune_assets.errors import UserError
 from finetune_assets.models.kernels import loss
 from finetune_assets.models.kernels.loss import supervised_nll
-from finetune_assets.models.runs import train
-from finetune_assets.models.training import engine, trainer
+from finetune_assets.models.training import attempt, engine, trainer
 from finetune_assets.storage import checkpoints
 from finetune_assets_tests.models.running import adapter, train_here
 
@@ -94,7 +93,7 @@ def changed(change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> N
         change(made.model)
         return made
 
-    monkeypatch.setattr(train, "build", built)
+    monkeypatch.setattr(attempt, "build", built)
 
 
 def detach(model: Any) -> None:

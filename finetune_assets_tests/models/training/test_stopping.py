@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 
 from finetune_assets.errors import UserError
 from finetune_assets.models.kernels.loss import supervised_nll
-from finetune_assets.models.runs import train
-from finetune_assets.models.training import trainer
+from finetune_assets.models.training import attempt, trainer
 from finetune_assets.storage import checkpoints
 from finetune_assets_tests.models.running import Cut, Noting, adapter, cutting, train_here
 
@@ -24,15 +23,17 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Losses:
 
     def said(**by_step: float) -> None:
         monkeypatch.setattr(
-            trainer, "_validation_loss", lambda made, _: by_step[f"step_{made.state.global_step}"]
+            trainer.SupervisedTrainer,
+            "_validation_loss",
+            lambda made: by_step[f"step_{made.state.global_step}"],
         )
 
     return said
 
 
 def cut(place: str, count: int, train_again: Callable[[], Any]) -> Any:
-    """Cut a training off at the n-th call of a function of `trainer` or `train`."""
-    owner = train if place == "save_adapter" else trainer
+    """Cut a training off at the n-th call of a function of `trainer` or `attempt`."""
+    owner = attempt if place == "save_adapter" else trainer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, place, cutting(getattr(owner, place), count))
         with pytest.raises(Cut):

@@ -1,39 +1,45 @@
-"""What is to be trained, and whom training tells how it goes."""
+"""What is to be trained, and who hears how it goes."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.planning.schedule import Schedule
 
 
-class Report(Protocol):
+class Listener(Protocol):
+    """Hears of a training while it runs."""
+
     def log(self, message: str) -> None:
-        """A line for people."""
+        """Take a line for people."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Numbers at an optimizer step."""
+        """Take numbers of an optimizer step."""
 
-    def observe(self, values: dict[str, Any]) -> None:
-        """A structured event: where training is, as JSON values."""
+    def observe(self, values: dict[str, float]) -> None:
+        """Take a structured event: where training is, as JSON values."""
 
 
 class Quiet:
-    """Says nothing; for scripts and tests."""
+    """A listener that does nothing; for further processes, scripts and tests."""
 
-    def log(self, message: str) -> None: ...
+    def log(self, message: str) -> None:
+        """Drop the line."""
 
-    def metrics(self, values: dict[str, float], step: int) -> None: ...
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Drop the numbers."""
 
-    def observe(self, values: dict[str, Any]) -> None: ...
+    def observe(self, values: dict[str, float]) -> None:
+        """Drop the event."""
 
 
-class Copying(Protocol):
+class CheckpointSink(Protocol):
     """Takes finished checkpoints to the store."""
 
-    def put(self, name: str, removed: list[str]) -> None: ...
+    def put(self, name: str, removed: list[str]) -> None:
+        """Take a checkpoint there, and remove those that were removed on this machine."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One attempt at a request; where several processes share it, each gets the same."""
+class Attempt:
+    """One try at a request; where several processes share it, each gets the same."""
 
     request: Request
     hardware: Hardware
