@@ -164,7 +164,8 @@ def _examine(
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=hardware.torch_dtype(), attn_implementation=hardware.attention
     )
-    model = model.to(device=hardware.device).eval()
+    # transformers' stub of `to` lacks `self`.
+    model = model.to(device=hardware.device).eval()  # type: ignore[call-arg]
     loss = _loss(model, tokenizer, exam.rows, str(folder))
     progress(f"{name}: loss {loss:.4f} over {exam.rows.height} rows")
     answers = generate(

@@ -6,23 +6,22 @@ import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from finetune_assets.catalog.training import Lora, Training
 from finetune_assets.errors import UserError
 from finetune_assets.models.adapters.initial import begin
 from finetune_assets.models.bases.layout import Layout
+from finetune_assets.models.kernels.types import Model
 from finetune_assets.models.planning.choices import FROM_BASE
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.planning.ranks import divides
 
-Model: TypeAlias = PreTrainedModel | PeftModel
-"""What is trained: a base whole, or under an adapter."""
 M = TypeVar("M", bound=torch.nn.Module)
 
 

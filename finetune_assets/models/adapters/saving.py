@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.models.adapters.initial import difference
-from finetune_assets.models.adapters.loading import Model
 from finetune_assets.models.bases.weights import copy_companions, dtypes, stored_dtype
+from finetune_assets.models.kernels.types import Model
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.planning.choices import FROM_BASE
 

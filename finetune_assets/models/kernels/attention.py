@@ -14,7 +14,6 @@ from itertools import islice, pairwise
 
 import torch
 from peft import PeftModel
-from torch.autograd.function import FunctionCtx
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from finetune_assets.models.kernels.lora import compute_dtype
+from finetune_assets.models.kernels.types import PassContext
 from finetune_assets.models.planning.choices import LONGEST_STORED, PLAIN
 
 IMPLEMENTATION = "documents"
@@ -153,7 +153,7 @@ class Documents(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: PassContext,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
@@ -185,7 +185,7 @@ class Documents(torch.autograd.Function):
         return out[None]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: PassContext, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of queries, keys and values."""
         q, k, v, *kept = ctx.saved_tensors
         scale, offsets, window = ctx.given

@@ -1,9 +1,12 @@
 """Greedy generation in batches, with finished rows leaving the batch."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from finetune_assets.models.kernels.types import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Generation:
 
 
 def generate(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     *,
@@ -36,13 +39,16 @@ def generate(
         members = order[start : start + batch_size]
         tokens = _greedy(model, [prompts[i] for i in members], max_new_tokens, set(stop_token_ids))
         for index, (ids, stopped) in zip(members, tokens, strict=True):
-            text = tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
             answers[index] = Generation(text, len(ids), stopped)
     return [answers[i] for i in range(len(prompts))]
 
 
 def _greedy(
-    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, stops: set[int]
+    model: Model,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stops: set[int],
 ) -> list[tuple[list[int], bool]]:
     """New tokens of each prompt and whether it stopped; left-padded, key-value cache.
 
@@ -77,7 +83,7 @@ def _greedy(
                 break
             rows = torch.tensor(keep, device=model.device)
             if len(keep) < len(alive):
-                cache.reorder_cache(rows)
+                cache.reorder_cache(cast(torch.LongTensor, rows))
             alive = [alive[row] for row in keep]
             inputs = chosen[rows, None]
             mask = torch.cat([mask[rows], mask.new_ones(len(keep), 1)], dim=1)

@@ -9,7 +9,8 @@ import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora.layer import LoraLayer
-from torch.autograd.function import FunctionCtx
+
+from finetune_assets.models.kernels.types import PassContext
 
 
 def fuse_lora(model: torch.nn.Module) -> int:
@@ -37,7 +38,8 @@ def dequantise_base(model: torch.nn.Module) -> int:
         base = getattr(module, "base_layer", None)
         if not isinstance(module, LoraLayer) or not isinstance(base, Linear4bit):
             continue
-        weight = dequantize_4bit(base.weight.data, base.weight.quant_state).to(base.compute_dtype)
+        state: QuantState | None = getattr(base.weight, "quant_state", None)
+        weight = dequantize_4bit(base.weight.data, state).to(base.compute_dtype)
         with torch.device("meta"):
             plain = torch.nn.Linear(base.in_features, base.out_features, base.bias is not None)
         plain.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
@@ -67,14 +69,14 @@ class _Forward:
 
     def __init__(self, layer: LoraLayer) -> None:
         self._layer = layer
-        self._stock = layer.forward
+        self._stock = layer.forward  # type: ignore[attr-defined]
 
     def __call__(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         layer = self._layer
         if layer.disable_adapters or layer.merged or args or kwargs:
             return self._stock(x, *args, **kwargs)
         base = layer.base_layer
-        state = getattr(base.weight, "quant_state", None)
+        state: QuantState | None = getattr(base.weight, "quant_state", None)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         return _apply(x, base.weight, base.bias, a, b, layer.scaling["default"], state)
 
@@ -91,7 +93,7 @@ class FusedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: PassContext,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -113,7 +115,7 @@ class FusedLora(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: PassContext, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of `x`, `a` and `b`; the base is frozen."""
         rows, weight, a16, b16, low = ctx.saved_tensors
         scale, state, shape, x_dtype, a_dtype = ctx.given

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeAlias
+from typing import cast
 
 import numpy as np
 import torch
-from peft import PeftModel
-from torch.autograd.function import FunctionCtx
-from transformers import PreTrainedModel
 
 from finetune_assets.models.kernels.attention import offsets_as_mask, uses_document_attention
 from finetune_assets.models.kernels.lora import compute_dtype
+from finetune_assets.models.kernels.types import Model, PassContext
 from finetune_assets.models.planning.choices import LOGIT_BYTES
 from finetune_assets.models.tokenization.contexts import Context
 from finetune_assets.models.tokenization.render import IGNORED
@@ -24,8 +22,6 @@ costs some 1.5 % of a row."""
 Batch = dict[str, torch.Tensor]
 """`input_ids`, `labels` and `position_ids` of one shape; `tokens`, how many of them are no padding;
 and `offsets` of documents where contexts lie in one row."""
-
-Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 def collate_flat(contexts: Sequence[Context]) -> Batch:
@@ -115,9 +111,9 @@ def supervised_nll(
 
 def model_of(wrapped: torch.nn.Module) -> Model:
     """Return the model inside DDP and compilation."""
-    while hasattr(wrapped, "module") or hasattr(wrapped, "_orig_mod"):
-        wrapped = getattr(wrapped, "module", None) or wrapped._orig_mod
-    return wrapped
+    while inner := getattr(wrapped, "module", None) or getattr(wrapped, "_orig_mod", None):
+        wrapped = inner
+    return cast(Model, wrapped)
 
 
 def _is_plain_head(model: Model, head: torch.nn.Module) -> bool:
@@ -159,7 +155,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: PassContext,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         targets: torch.Tensor,
@@ -195,18 +191,17 @@ class SlicedCrossEntropy(torch.autograd.Function):
                 d_hidden[part] = grad @ head
             if d_weight is not None:
                 d_weight += grad.t() @ states
-        ctx.gradients = d_hidden, d_weight
-        ctx.weight_dtype = weight.dtype
+        ctx.given = d_hidden, d_weight, weight.dtype
         return total
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: PassContext, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of `hidden` and `weight`, as far as they are wanted."""
-        d_hidden, d_weight = ctx.gradients
+        d_hidden, d_weight, dtype = ctx.given
         if d_hidden is not None:
             d_hidden = d_hidden * grad.to(d_hidden.dtype)
         if d_weight is not None:
-            d_weight = (d_weight * grad).to(ctx.weight_dtype)
+            d_weight = (d_weight * grad).to(dtype)
         return d_hidden, d_weight, None, None, None
 
 
@@ -223,13 +218,13 @@ def nll_of(
 
     Weights, mode and random state of the model stay as they are.
     """
-    training = model.training
+    plain, training = model_of(model), model.training
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad(), torch.random.fork_rng():
         for start in range(0, len(contexts), batch_size):
-            batch = collate(model_of(model), contexts[start : start + batch_size], pad_token_id)
-            batch = {key: value.to(model.device) for key, value in batch.items()}
+            batch = collate(plain, contexts[start : start + batch_size], pad_token_id)
+            batch = {key: value.to(plain.device) for key, value in batch.items()}
             with autocast():
                 nll, tokens = supervised_nll(model, batch, fused=fused)
             total, count = total + float(nll), count + tokens

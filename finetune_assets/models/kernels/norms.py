@@ -1,8 +1,11 @@
 """RMS norms in half the passes over memory that autograd makes of them."""
 
+from typing import cast
+
 import torch
-from torch.autograd.function import FunctionCtx
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from finetune_assets.models.kernels.types import PassContext
 
 
 def fuse_norms(model: torch.nn.Module) -> int:
@@ -19,7 +22,7 @@ def fuse_norms(model: torch.nn.Module) -> int:
             and code.co_names == LlamaRMSNorm.forward.__code__.co_names
             and not module.weight.requires_grad
         ):
-            module.forward = _Forward(module)
+            module.forward = _Forward(cast(LlamaRMSNorm, module))
             fused += 1
     return fused
 
@@ -39,7 +42,7 @@ class FusedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, epsilon: float
+        ctx: PassContext, x: torch.Tensor, weight: torch.Tensor, epsilon: float
     ) -> torch.Tensor:
         """Norm the last dimension of `x` and scale it by `weight`."""
         values = x.to(torch.float32, copy=True)
@@ -49,7 +52,7 @@ class FusedNorm(torch.autograd.Function):
         return weight * values.mul_(inverse).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: PassContext, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient of `x`; the weight is not trained."""
         x, weight, inverse = ctx.saved_tensors
         grad = (grad * weight).to(torch.float32)

@@ -226,7 +226,7 @@ def loss_mask_text(tokenizer: "PreTrainedTokenizerBase", tokens: Tokens) -> list
     carries = tokens.labels != IGNORED
     edges = [0, *(np.flatnonzero(np.diff(carries)) + 1).tolist(), len(carries)]
     return [
-        (tokenizer.decode(tokens.input_ids[a:b]), bool(carries[a]))
+        (str(tokenizer.decode(tokens.input_ids[a:b])), bool(carries[a]))
         for a, b in pairwise(edges)
         if a < b
     ]

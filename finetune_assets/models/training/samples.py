@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.models.adapters.loading import Model
 from finetune_assets.models.kernels.attention import use_document_attention, uses_document_attention
 from finetune_assets.models.kernels.generate import generate
+from finetune_assets.models.kernels.types import Model
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.tokenization.render import prompt_ids, stop_token_ids
 

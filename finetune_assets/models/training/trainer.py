@@ -22,9 +22,9 @@ from transformers import (
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
-from finetune_assets.models.adapters.loading import Model
 from finetune_assets.models.kernels.heap import HeapTrimmer
 from finetune_assets.models.kernels.loss import Batch, collate, model_of, nll_of, supervised_nll
+from finetune_assets.models.kernels.types import Model
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.tokenization.contexts import Contexts
