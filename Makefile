@@ -28,6 +28,7 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/yamllint .
 
 dev: install ## Dagster on :3000 and MLflow on :5000, over the stores that quickstart writes

@@ -79,8 +79,7 @@ def _location(item: ErrorDetails, file: Written) -> Location:
 
 
 def _place(location: Location, item: ErrorDetails, file: Written) -> str | None:
-    """Return FILE:LINE of the key that is wrong, or of the first written one of those that do not
-    fit."""
+    """Return FILE:LINE of the wrong key, or of the first written one of those that do not fit."""
     misfits = [(*location, *key.split(".")) for key in item.get("ctx", {}).get("keys", ())]
     written = (place for keys in misfits if (place := place_of(keys, file, whole=True)))
     return next(written, place_of(location, file))

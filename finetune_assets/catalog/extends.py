@@ -22,8 +22,7 @@ PATHS = (
 
 
 def locate(path: str, uri: str) -> str:
-    """Resolve a path that stands in a file: URIs and absolute paths stay, others are relative to
-    the file."""
+    """Resolve a path of a file: URIs and absolute paths stay, others are relative to the file."""
     if "://" in path or path.startswith("/"):
         return path
     scheme, separator, whole = uri.rpartition("://")

@@ -232,8 +232,7 @@ class About:
 
 
 def about(key: str) -> About | None:
-    """Say why a key of another tool cannot stand in `training` or `training.arguments`, and what to
-    write instead; None of a key that no tool has."""
+    """Say why another tool's key is wrong here and what to write; None of a key no tool has."""
     if key in Arguments.__annotations__:
         return About("it is passed through to TRL", f"write it under `training.arguments`: {key}")
     if key in OWNED:

@@ -129,6 +129,7 @@ class AttemptNote:
     """Processes that the system had ended for want of memory, when this one began."""
 
     def write(self, root: Path) -> None:
+        """Keep it beside the checkpoints, whole at any time."""
         with replacing(root / ATTEMPT) as scratch:
             scratch.write_text(json.dumps(vars(self)))
 
