@@ -167,11 +167,7 @@ def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
     answers = [reference(row) for row in learned if not is_document(row)]
     encoded = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
     return Measured(
-        lengths,
-        [len(ids) + 1 for ids in encoded],
-        {length: len(starts) - 1},
-        limit,
-        template,
+        lengths, [len(ids) + 1 for ids in encoded], {length: len(starts) - 1}, limit, template
     )
 
 

@@ -60,9 +60,7 @@ def describe(folder: Path, tally: Tally, total: int, formats: dict[str, str]) ->
         exact_duplicates=_of_step(tally, "exact_duplicate"),
         near_duplicates=near + _of_step(tally, "near_duplicate"),
         personal_data=PersonalDataCounts(
-            rows=tally.personal_rows,
-            kinds=dict(tally.personal),
-            examples=tally.personal_examples,
+            rows=tally.personal_rows, kinds=dict(tally.personal), examples=tally.personal_examples
         ),
         roles=dict(tally.roles),
         cut_turns=tally.cut_turns,

@@ -132,9 +132,7 @@ def _lenient(content: bytes, line: int, uri: str) -> tuple[str, Any]:
         problem = getattr(error, "msg", "nested too deeply")
         column = getattr(error, "colno", 1)
         raise UserError(
-            f"{uri}:{line}",
-            f"broken JSON at column {column}: {problem}",
-            "mend or remove the line",
+            f"{uri}:{line}", f"broken JSON at column {column}: {problem}", "mend or remove the line"
         ) from error
     return dumps(row), row
 

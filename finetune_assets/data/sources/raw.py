@@ -12,12 +12,7 @@ from finetune_assets.data.sources.raw_record import RawRecord, RawRow, SourceFil
 from finetune_assets.data.sources.sources import Pin, read_pin
 from finetune_assets.storage.parquet import writing_parquet
 
-RAW_SCHEMA = {
-    "source": pl.String,
-    "source_index": pl.Int32,
-    "line": pl.Int64,
-    "row": pl.String,
-}
+RAW_SCHEMA = {"source": pl.String, "source_index": pl.Int32, "line": pl.Int64, "row": pl.String}
 """`row` is the row as JSON text, so that sources of different shapes share one table."""
 
 PREVIEW_ROWS = 5
