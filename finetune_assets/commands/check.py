@@ -19,11 +19,7 @@ SAMPLED_FOR_LENGTH = 500
 
 
 def show(entry: Entry, rows: int, console: Console) -> None:
-    """Read, clean and split the rows, and print some of them with their loss mask.
-
-    Raises:
-        UserError: anything that would stop a run before training.
-    """
+    """Read, clean and split the rows as a run would, and print some with their loss mask."""
     arguments = entry.config.training.arguments
     if arguments:  # else nobody has to wait for trl
         from finetune_assets.models.training.passthrough import require_valid
@@ -60,12 +56,8 @@ def _show_corpus(record: CorpusRecord, console: Console) -> None:
         console.print(f"  rows with: {said}")
 
 
-def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Console) -> list[int]:
-    """Print how long rows are in tokens, and the first ones as the model will see them.
-
-    Returns:
-        Tokens of every row of `accepted`.
-    """
+def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Console) -> None:
+    """Print how long rows are in tokens, and the first ones as the model will see them."""
     tokenizer = BaseReference.of(entry).tokenizer()
     training = entry.config.training
     tokenize = RowTokenizer.of(
@@ -95,4 +87,3 @@ def show_tokens(entry: Entry, accepted: pl.DataFrame, rows: int, console: Consol
         console.rule(escape(title), align="left")
         console.print(text)
     console.print("[bold green]green[/bold green] carries loss, [dim]dim[/dim] does not")
-    return lengths

@@ -41,9 +41,8 @@ def run(
     with print_user_errors():
         chosen = catalog.names() if every else (names or [])
         if not chosen:
-            raise UserError(
-                "finetune run", "no dataset named", f"the catalog has: {', '.join(catalog.names())}"
-            )
+            known = ", ".join(catalog.names())
+            raise UserError("finetune run", "no dataset named", f"the catalog has: {known}")
         for name in chosen:
             catalog.load(name)
     backfill = uuid.uuid4().hex[:8] if len(chosen) > 1 else None
@@ -177,12 +176,9 @@ def _run_one(name: str, force: bool, backfill: str | None) -> bool:
         log = settings.local_state_folder() / "logs" / f"{run_id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
+            env, stderr = {**os.environ, "PYTHONUNBUFFERED": "1"}, subprocess.STDOUT
             process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                command, stdout=output, stderr=stderr, start_new_session=True, env=env
             )
         # A TERM of this process cancels as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -198,10 +194,8 @@ def _run_one(name: str, force: bool, backfill: str | None) -> bool:
             if process.returncode < 0:
                 console.print(f"the run's process was killed (signal {-process.returncode})")
             if process.returncode < 0 or status.status is dg.DagsterRunStatus.CANCELED:
-                console.print(
-                    "run again: what is complete is reused, training goes on from its last "
-                    "checkpoint"
-                )
+                remedy = "what is complete is reused, training goes on from its last checkpoint"
+                console.print(f"run again: {remedy}")
             return False
         print_summary(instance, name, console)
     return True

@@ -22,39 +22,29 @@ def follow(
 
     Ctrl-C here, or a cancel in the Dagster UI, ends the run's process as a cancel.
     """
-    bar = TrainingBar(console)
-    try:
-        _follow(instance, run_id, process, console, bar)
-    finally:
-        bar.end()
-
-
-def _follow(
-    instance: dg.DagsterInstance,
-    run_id: str,
-    process: subprocess.Popen[bytes],
-    console: Console,
-    bar: TrainingBar,
-) -> None:
     cursor: str | None = None
     started, canceling = time.monotonic(), False
-    while True:
-        ended = process.poll() is not None
-        try:
-            cursor = _drain(instance, run_id, cursor, console, started, bar)
-            if ended:
-                return
-            if not canceling and _cancel_asked(instance, run_id):
-                canceling = True
-                process.send_signal(signal.SIGTERM)
-            time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            run = instance.get_run_by_id(run_id)
-            if canceling or run is None:
-                process.kill()
-                raise
-            console.print("canceling: the worker writes a checkpoint first")
-            instance.report_run_canceling(run)
+    bar = TrainingBar(console)
+    try:
+        while True:
+            ended = process.poll() is not None
+            try:
+                cursor = _drain(instance, run_id, cursor, console, started, bar)
+                if ended:
+                    return
+                if not canceling and _cancel_asked(instance, run_id):
+                    canceling = True
+                    process.send_signal(signal.SIGTERM)
+                time.sleep(POLL_SECONDS)
+            except KeyboardInterrupt:
+                run = instance.get_run_by_id(run_id)
+                if canceling or run is None:
+                    process.kill()
+                    raise
+                console.print("canceling: the worker writes a checkpoint first")
+                instance.report_run_canceling(run)
+    finally:
+        bar.end()
 
 
 def _cancel_asked(instance: dg.DagsterInstance, run_id: str) -> bool:
@@ -84,14 +74,9 @@ def _show(entry: dg.EventLogEntry, console: Console, elapsed: float, bar: Traini
     clock = f"[dim]{elapsed:6.0f} s[/dim]"
     event = entry.dagster_event
     if event is None:
-        if (
-            int(entry.level) >= logging.INFO
-            and entry.step_key
-            and "[pipes]" not in entry.user_message
-        ):
-            console.print(
-                f"{clock}     {_escape(entry.user_message)}", style="dim", highlight=False
-            )
+        message = entry.user_message
+        if int(entry.level) >= logging.INFO and entry.step_key and "[pipes]" not in message:
+            console.print(f"{clock}     {_escape(message)}", style="dim", highlight=False)
         return
     if event.event_type_value == "ASSET_OBSERVATION":
         observation = event.asset_observation_data.asset_observation
@@ -112,16 +97,10 @@ def _show(entry: dg.EventLogEntry, console: Console, elapsed: float, bar: Traini
             text = _escape(check.description or "")
             console.print(f"{clock} [yellow]![/yellow] {check.check_name}: {text}")
     elif event.is_step_failure:
-        failure = event.step_failure_data
-        data = failure.user_failure_data
-        error = failure.error
-        if data is not None:
-            reason = data.description or ""
-        elif error is not None:
-            reason = error.cause.message if error.cause else error.message
-        else:
-            reason = ""
-        console.print(f"{clock} [red]✗[/red] {event.step_key}\n{_escape(reason)}")
+        data, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
+        reason = (error.cause or error).message if error else ""
+        said = reason if data is None else data.description or ""
+        console.print(f"{clock} [red]✗[/red] {event.step_key}\n{_escape(said)}")
 
 
 def _detail(metadata: Mapping[str, object]) -> str:

@@ -27,11 +27,7 @@ SAMPLED = 500
 
 
 def plan(entry: Entry, gpu: str | None = None, devices: int | None = None) -> Plan:
-    """Estimate what a run will need on a named GPU, on the declared device, or on this machine.
-
-    Raises:
-        UserError: anything of the recipe, the base or the data that would stop a run.
-    """
+    """Estimate what a run will need on a named GPU, on the declared device, or on this machine."""
     training = entry.config.training
     if training.arguments:
         from finetune_assets.models.training.passthrough import require_valid
@@ -50,10 +46,8 @@ def counted(entry: Entry) -> Counts | None:
     """Count the newest training set that was made with these token keys, if there is one."""
     fs, folder = fsspec.core.url_to_fs(f"{settings.storage_uri()}/training_sets/{entry.name}")
     training = entry.config.training.model_dump(mode="json")
-    manifests = (
-        Manifest.model_validate_json(fs.cat_file(path))
-        for path in fs.glob(f"{folder}/*/{MANIFEST}")
-    )
+    paths = fs.glob(f"{folder}/*/{MANIFEST}")
+    manifests = (Manifest.model_validate_json(fs.cat_file(path)) for path in paths)
     same = [m for m in manifests if all(training.get(k) == v for k, v in m.config.items())]
     newest = max(same, key=lambda manifest: manifest.created_at, default=None)
     return Counts.of(newest.record(TrainingSetRecord)) if newest else None
@@ -78,13 +72,9 @@ def sampled(entry: Entry) -> Counts:
             some = rows.bottom_k(SAMPLED, by="id")
             some.write_parquet(splits[name])
             shares[name] = some.height / rows.height
+        training = entry.config.training
         found = build(
-            base,
-            splits,
-            out,
-            where=entry.uri,
-            training=entry.config.training,
-            progress=lambda _: None,
+            base, splits, out, where=entry.uri, training=training, progress=lambda _: None
         )
     return _scaled(Counts.of(TrainingSetRecord.model_validate(found)), shares)
 
@@ -116,9 +106,8 @@ def show(entry: Entry, made: Plan, console: Console) -> None:
     if not made.suggestions:
         console.print("no change of the recipe makes it fit: take a smaller base or a larger GPU")
         return
-    console.print(
-        "what would make it fit, the least harmful change first, each on top of the last:"
-    )
+    said = "what would make it fit, the least harmful change first, each on top of the last:"
+    console.print(said)
     console.print(_rows(suggestion_rows(made)))
     if not made.suggestions[-1].fits:
         console.print("even all of them do not: take a smaller base or a larger GPU")

@@ -24,9 +24,9 @@ def execute(name: str, run_id: str, force: bool, backfill: str | None = None) ->
         instance.add_dynamic_partitions(str(datasets.name), [name])
         job = defs.resolve_job_def("finetune")
         ops = [node.name for node in job.nodes]
-        tags = {PROCESS_TAG: processes.here()}
-        if backfill:
-            tags["dagster/backfill"] = backfill
+        tags = {PROCESS_TAG: processes.here()} | (
+            {"dagster/backfill": backfill} if backfill else {}
+        )
         result = job.execute_in_process(
             instance=instance,
             partition_key=name,
@@ -53,9 +53,8 @@ def _free_slots(instance: dg.DagsterInstance) -> None:
     The daemon does so too, where one runs.
     """
     slots = instance.event_log_storage
-    for run_id in (
-        slots.get_concurrency_run_ids() if slots.supports_global_concurrency_limits else ()
-    ):
+    held = slots.get_concurrency_run_ids() if slots.supports_global_concurrency_limits else ()
+    for run_id in held:
         run = instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             slots.free_concurrency_slots_for_run(run_id)

@@ -10,12 +10,7 @@ from rich.table import Table
 from finetune_assets import settings
 from finetune_assets.defs.resources import newest_uri
 from finetune_assets.evaluation.results import EvaluationRecord, Scores
-from finetune_assets.models.records import (
-    AdapterRecord,
-    BaseRecord,
-    MergedRecord,
-    TrainingSetRecord,
-)
+from finetune_assets.models import records
 from finetune_assets.registry.promotion import RegisteredRecord
 from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import Manifest, Record
@@ -42,14 +37,14 @@ def print_summary(instance: dg.DagsterInstance, name: str, console: Console) -> 
 def peak_memory(instance: dg.DagsterInstance, name: str) -> float:
     """Return the largest peak RSS of the worker processes behind the newest artifacts, in GB."""
     kinds: dict[str, type[Record]] = {
-        "base_models": BaseRecord,
-        "training_sets": TrainingSetRecord,
-        "adapters": AdapterRecord,
-        "merged_models": MergedRecord,
+        "base_models": records.BaseRecord,
+        "training_sets": records.TrainingSetRecord,
+        "adapters": records.AdapterRecord,
+        "merged_models": records.MergedRecord,
         "evaluation_reports": EvaluationRecord,
     }
-    records = [_newest(instance, asset, name).record(kind) for asset, kind in kinds.items()]
-    return max(record.peak_rss_gb or 0.0 for record in records)
+    newest = (_newest(instance, asset, name).record(kind) for asset, kind in kinds.items())
+    return max(record.peak_rss_gb or 0.0 for record in newest)
 
 
 def _newest(instance: dg.DagsterInstance, asset: str, name: str) -> Manifest:
@@ -59,12 +54,9 @@ def _newest(instance: dg.DagsterInstance, asset: str, name: str) -> Manifest:
 
 
 def _table(title: str, scores: Mapping[str, Scores]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    models = list(scores)
-    for model in models:
+    table = Table("", title=title, title_justify="left")
+    for model in scores:
         table.add_column(model, justify="right")
-    for metric in scores[models[0]]:
-        cells = [f"{scores[m][metric]:.4g}" for m in models]
-        table.add_row(metric, *cells)
+    for metric in next(iter(scores.values())):
+        table.add_row(metric, *(f"{of[metric]:.4g}" for of in scores.values()))
     return table

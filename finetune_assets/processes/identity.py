@@ -36,10 +36,7 @@ def is_gone_from_here(process: str) -> bool:
 def end_with_parent(sent: signal.Signals, parent: int | None = None, name: str = "parent") -> None:
     """Ask Linux to send this process a signal when its parent dies, so that none is orphaned.
 
-    Args:
-        parent: number of the process that is to be the parent; where it was gone before this
-            process could ask, this process exits.
-        name: what the parent is called then.
+    Where `parent`, a process's number, was gone before that, this process exits and says `name`.
     """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

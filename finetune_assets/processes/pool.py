@@ -51,13 +51,10 @@ def map_in_processes(
 
     Args:
         processes: below 2, everything is done in this process.
-        where: the dataset file, named in errors.
+        where: the dataset file, named where a process ended abruptly.
         task: what the processes do, in words for errors: "cleaned rows".
         preload: modules that a server imports once for all processes, which it then forks. They
             must start no threads, which would be gone in the fork with the locks they held.
-
-    Raises:
-        UserError: a process ended abruptly; or what `work` raises.
     """
     if processes < 2:
         yield from map(work, items)
@@ -71,11 +68,8 @@ def map_in_processes(
         try:
             yield from _in_order(lambda item: pool.submit(run, item), items, AHEAD * processes)
         except BrokenProcessPool as error:
-            raise UserError(
-                where,
-                f"a process that {task} ended abruptly, most likely for want of memory",
-                "free memory and run again",
-            ) from error
+            cause = f"a process that {task} ended abruptly, most likely for want of memory"
+            raise UserError(where, cause, "free memory and run again") from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -110,25 +110,17 @@ def find(asset: str, dataset: str, fingerprint: str) -> Manifest | None:
 
 
 def read(manifest_uri: str) -> Manifest:
-    """Return the manifest of an artifact that must exist.
-
-    Raises:
-        UserError: the artifact was removed or damaged since it was made.
-    """
+    """Return the manifest of an artifact; UserError if that was removed or damaged since."""
     fs, path = fsspec.core.url_to_fs(manifest_uri)
-    parent = path.rsplit("/", 1)[0]
-    damage = None if fs.exists(path) else "it has no manifest"
-    if damage is None:
+    damage: str | None = "it has no manifest"
+    if fs.exists(path):
         manifest = Manifest.model_validate_json(fs.cat_file(path))
-        damage = _damage(fs, parent, manifest)
+        damage = _damage(fs, path.rsplit("/", 1)[0], manifest)
         if damage is None:
             return manifest
     asset, dataset = manifest_uri.split("/")[-4:-2]
-    raise UserError(
-        manifest_uri,
-        f"the artifact is gone or damaged: {damage}",
-        f"materialize {asset} for '{dataset}' again",
-    )
+    cause = f"the artifact is gone or damaged: {damage}"
+    raise UserError(manifest_uri, cause, f"materialize {asset} for '{dataset}' again")
 
 
 def _damage(fs: fsspec.AbstractFileSystem, path: str, manifest: Manifest) -> str | None:
@@ -161,10 +153,8 @@ def local_copy(manifest: Manifest) -> Path:
 def writing(manifest: Manifest) -> Iterator[Path]:
     """Give a scratch folder to write files into; publish it when the block ends well.
 
-    A complete artifact of the same fingerprint is replaced: whoever writes has asked for that.
-
-    The manifest's `files`, `created_at` and `seconds` are filled in. When the block raises, the
-    scratch folder is removed and nothing is published.
+    A complete artifact of the same fingerprint is replaced: whoever writes has asked for that. The
+    manifest's `files`, `created_at` and `seconds` are filled in.
     """
     scratch = settings.local_state_folder() / "scratch" / f"{manifest.fingerprint}.{this_process()}"
     started = time.time()

@@ -30,15 +30,8 @@ def fingerprint(
     libraries: Mapping[str, str],
 ) -> str:
     """Return the identity of the artifact that a task makes from these inputs."""
-    return digest(
-        {
-            "asset": asset,
-            "code_version": code_version,
-            "config": config,
-            "upstream": upstream,
-            "libraries": libraries,
-        }
-    )
+    inputs = {"config": config, "upstream": upstream, "libraries": libraries}
+    return digest({"asset": asset, "code_version": code_version, **inputs})
 
 
 def library_versions(*names: str) -> dict[str, str]:

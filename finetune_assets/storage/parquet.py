@@ -18,12 +18,9 @@ def writing_parquet(
     """Give a function that appends frames of this schema to a Parquet file."""
     empty = pl.DataFrame(schema=dict(schema)).to_arrow(compat_level=pl.CompatLevel.oldest())
     held: list[pl.DataFrame] = []
-
+    level = 1 if compression == "zstd" else None
     with pq.ParquetWriter(
-        path,
-        empty.schema,
-        compression=compression,
-        compression_level=1 if compression == "zstd" else None,
+        path, empty.schema, compression=compression, compression_level=level
     ) as writer:
 
         def flush() -> None:

@@ -18,19 +18,13 @@ def require_free(name: str) -> None:
     fs, folder = fsspec.core.url_to_fs(settings.catalog_uri())
     for suffix in (".yaml", ".yml"):
         if fs.exists(f"{folder}/{name}{suffix}"):
-            raise UserError(
-                f"{settings.catalog_uri()}/{name}{suffix}",
-                "the dataset is there already",
-                "choose another name, or overwrite it with --force",
-            )
+            uri = f"{settings.catalog_uri()}/{name}{suffix}"
+            remedy = "choose another name, or overwrite it with --force"
+            raise UserError(uri, "the dataset is there already", remedy)
 
 
 def write(name: str, text: str, beside: dict[str, str]) -> list[str]:
-    """Write a dataset file, and what it needs beside it unless that is there.
-
-    Returns:
-        Names of the files written.
-    """
+    """Write a dataset file and what is missing beside it; return the names of the files written."""
     fs, folder = fsspec.core.url_to_fs(settings.catalog_uri())
     fs.makedirs(folder, exist_ok=True)
     missing = {k: v for k, v in beside.items() if not fs.exists(f"{folder}/{k}")}

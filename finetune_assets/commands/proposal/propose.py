@@ -74,13 +74,8 @@ class Proposal:
 def propose(name: str, origin: str, query: str | None = None, base: str | None = None) -> Proposal:
     """Look at data and decide on the keys of its dataset file; nothing is written.
 
-    Args:
-        origin: a path, folder, glob or URI of files; `hub:ORG/NAME@REVISION`;
-            `package.module:function`; or, with `query`, the URI of a database.
-        base: model to tune; default: the one that ships as a Python package.
-
-    Raises:
-        UserError: the data cannot be read, fits no format, or leaves nothing to train on.
+    `origin` is a path, folder, glob or URI of files; `hub:ORG/NAME@REVISION`;
+    `package.module:function`; or, with `query`, the URI of a database.
     """
     uri, source, model = dataset_uri(name), source_of(origin, query), base_of(base)
     declared = Dataset(sources=[source], base=Base(model=model), max_rejected=1.0)
@@ -145,19 +140,13 @@ def _source_keys(
     rest = sorted(columns - used - {SPLIT_COLUMN})
     if rest:
         lines.append(f"columns not used: {', '.join(rest)}")
-    rivals = {
-        field: ours
-        for field, _ in fields
-        if (ours := [c for c in NAMES[field] if c in columns - used])
-    }
+    found = {field: [c for c in NAMES[field] if c in columns - used] for field, _ in fields}
+    rivals = {field: ours for field, ours in found.items() if ours}
     pair = not others and name in ("alpaca", "prompt_completion")
     long = [c for c in rest if _is_text(raw, c)] if pair else []
+    origin = {k: getattr(source, k) for k in ("path", "query", "connection", "hub", "function")}
     return {
-        "origin": {
-            k: v
-            for k in ("path", "query", "connection", "hub", "function")
-            if (v := getattr(source, k)) is not None
-        },
+        "origin": {k: v for k, v in origin.items() if v is not None},
         "description": f"Rows of {_place(source)}.",
         "format": "auto" if others else name,
         "how": "Files of several formats; `auto` tells each from its columns."
@@ -216,10 +205,9 @@ def _corpus_keys(record: CorpusRecord) -> Keys:
     personal = record.personal_data
     kinds = ", ".join(f"{kind} {rows}" for kind, rows in personal.kinds.items())
     languages = [f"{k} {n:.0%}" for k, n in record.languages.items() if n >= 0.01]
+    some = f"{unusable} of {total} rows unusable: {'; '.join(reasons[:5])}"
     lines = [
-        f"{unusable} of {total} rows unusable: {'; '.join(reasons[:5])}"
-        if unusable
-        else "no unusable rows",
+        some if unusable else "no unusable rows",
         f"{exact} exact duplicates; {near} rows ask the same as an earlier one, or nearly",
         f"rows with personal data: {personal.rows}" + (f" ({kinds})" if kinds else ""),
         f"languages, of a few hundred rows: {', '.join(languages[:4])}",
@@ -291,17 +279,13 @@ def _drawn_splits(sample: Sample, rows: pl.DataFrame) -> tuple[Keys, str]:
     total = _usable_rows(sample, rows)
     if sample.complete and questions < FEW_QUESTIONS:
         count = max(1, round(rows.height / 10))
-        return (
-            {"validation": count, "test": count},
-            f"A tenth each, as counts: {questions} different questions are so few that a fraction "
-            "drawn by hash could leave a split empty.",
-        )
+        reason = f"A tenth each, as counts: {questions} different questions are so few that a "
+        reason += "fraction drawn by hash could leave a split empty."
+        return {"validation": count, "test": count}, reason
     if total > 10 * EVALUATION_ROWS:
         share = float(f"{EVALUATION_ROWS / total:.0e}")
-        return (
-            {"validation": share, "test": share},
-            f"About {EVALUATION_ROWS} rows each are enough to tell models apart.",
-        )
+        reason = f"About {EVALUATION_ROWS} rows each are enough to tell models apart."
+        return {"validation": share, "test": share}, reason
     return {"validation": 0.1, "test": 0.1}, "A tenth each; a fraction never moves a row."
 
 

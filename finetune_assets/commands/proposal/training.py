@@ -78,9 +78,8 @@ class Measured:
 def token_keys(entry: Entry, rows: pl.DataFrame, train_rows: int, exact: bool) -> Keys:
     """Return what stands under `base:`, `training:` and `evaluation:`.
 
-    Args:
-        rows: clean rows that were read.
-        train_rows: rows of the whole training split; `exact` if it was not estimated.
+    `rows` are the clean rows that were read, `train_rows` says how many the training split has in
+    all, `exact` that this was not estimated.
     """
     measured = _measure(entry, rows)
     documents = rows["text"].is_not_null().all()
@@ -149,11 +148,9 @@ def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
     tokenize = RowTokenizer.of(tokenizer, entry.uri, strict=False)
     learned = [row for row in rows.iter_rows(named=True) if is_learned(row)]
     if not learned:
-        raise UserError(
-            entry.uri,
-            f"the {rows.height} rows read are all labelled as unwanted answers",
-            "add rows whose label is true; a model learns from those",
-        )
+        cause = f"the {rows.height} rows read are all labelled as unwanted answers"
+        remedy = "add rows whose label is true; a model learns from those"
+        raise UserError(entry.uri, cause, remedy)
     tokens = tokenize(learned)
     lengths = [len(t.input_ids) for t in tokens]
     limit = base.context_length()
@@ -166,13 +163,8 @@ def _measure(entry: Entry, rows: pl.DataFrame) -> Measured:
     _, starts = pack(np.array([len(piece.input_ids) for piece in pieces]), length)
     answers = [reference(row) for row in learned if not is_document(row)]
     encoded = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
-    return Measured(
-        lengths,
-        [len(ids) + 1 for ids in encoded],
-        {length: len(starts) - 1},
-        limit,
-        template,
-    )
+    contexts = {length: len(starts) - 1}
+    return Measured(lengths, [len(ids) + 1 for ids in encoded], contexts, limit, template)
 
 
 def _template_for_tools(tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame) -> str | None:

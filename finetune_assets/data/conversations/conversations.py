@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import polars as pl
 
@@ -110,10 +110,7 @@ Convert = Callable[[Mapping[str, object]], Conversation]
 
 
 def make_converter(found: Format, source: Source, where: str) -> Convert:
-    """Return the function that turns rows of this format into conversations.
-
-    It raises Unusable where a row cannot be.
-    """
+    """Return the function that makes a conversation of a row of this format, or raises Unusable."""
     convert = {
         "messages": _from_messages,
         "sharegpt": _from_messages,
@@ -130,22 +127,16 @@ def make_converter(found: Format, source: Source, where: str) -> Convert:
         made = convert(row, found, source)
         tools = tools_of(found.value(row, "tools"), found.columns.get("tools"))
         made.described = make_message("", tools) if tools else None
-        return _checked(made, row, found, source)
+        if made.text is not None:
+            return made
+        if not made.messages or made.messages[0]["role"] != "system":
+            system = found.value(row, "system") or source.system
+            if system:
+                made.messages.insert(0, make_message("system", str(system)))
+        _require_order(made)
+        return made
 
     return run
-
-
-def _checked(
-    made: Conversation, row: Mapping[str, object], found: Format, source: Source
-) -> Conversation:
-    if made.text is not None:
-        return made
-    if not made.messages or made.messages[0]["role"] != "system":
-        system = found.value(row, "system") or source.system
-        if system:
-            made.messages.insert(0, make_message("system", str(system)))
-    _require_order(made)
-    return made
 
 
 def _require_order(made: Conversation) -> None:
@@ -253,9 +244,8 @@ def _from_template(source: Source, where: str) -> Convert:
                 raise Unusable(f"the template's {name} is empty")
         if "text" in made:
             return Conversation(document=make_message("", made["text"]))
-        turns = _exchange(made["prompt"], made["completion"])
-        system = source.system
-        return Conversation([make_message("system", system), *turns] if system else turns)
+        system = [make_message("system", source.system)] if source.system else []
+        return Conversation([*system, *_exchange(made["prompt"], made["completion"])])
 
     return run
 
@@ -271,11 +261,8 @@ def _from_preference(row: Mapping[str, object], found: Format, source: Source) -
     elif "prompt" in columns and isinstance(found.value(row, "prompt"), list):
         prompt = messages_of(found.value(row, "prompt"), columns["prompt"])
     if not prompt:
-        shared = 0
-        for ours, theirs in zip(chosen, rejected, strict=False):
-            if ours != theirs:
-                break
-            shared += 1
+        pairs = zip(chosen, rejected, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     if not prompt:
         prompt = [make_message("user", _text(row, found, "prompt", "prompt"))]

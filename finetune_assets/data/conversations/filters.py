@@ -14,11 +14,7 @@ REMEDY = (
 
 
 def filter_columns(source: Source, where: str) -> list[str]:
-    """Return the columns that the source's condition reads.
-
-    Raises:
-        UserError: it is no SQL, or reads none.
-    """
+    """Return the columns that the source's condition reads; UserError if it is no SQL."""
     if source.filter is None:
         return []
     names = _expression(source.filter, where).meta.root_names()
@@ -28,19 +24,14 @@ def filter_columns(source: Source, where: str) -> list[str]:
 
 
 def passes(condition: str, rows: Sequence[Mapping[str, object]], where: str) -> list[bool]:
-    """Return whether the condition holds for each row; null, as of a missing column, is no.
-
-    Raises:
-        UserError: the condition does not fit the columns, or is not about single rows.
-    """
+    """Return whether the condition holds for each row; null, as of a missing column, is no."""
     if not rows:
         return []
     expression = _expression(condition, where)
     names = expression.meta.root_names()
     try:
-        frame = pl.DataFrame(
-            [{n: row.get(n) for n in names} for row in rows], infer_schema_length=None, strict=False
-        )
+        read = [{name: row.get(name) for name in names} for row in rows]
+        frame = pl.DataFrame(read, infer_schema_length=None, strict=False)
         verdicts = frame.select(expression.cast(pl.Boolean).fill_null(False)).to_series().to_list()
     except (pl.exceptions.PolarsError, TypeError) as error:
         first = str(error).splitlines()[0]

@@ -41,10 +41,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """Columns that a format cannot do without."""
 
-
 ROWS_FOR_DETECTION = 1000
 """First rows of a file that tell its format."""
-
 
 OPTIONAL = ("input", "history", "system", "tools")
 """Fields that rows may have or not."""
@@ -71,22 +69,14 @@ class Format:
 def format_of(
     rows: Sequence[Mapping[str, object]], source: Source, where: str, also: Sequence[str] = ()
 ) -> Format:
-    """Return the format of a file, from its first rows.
-
-    Args:
-        also: further columns that the data must have.
-
-    Raises:
-        UserError: no format fits, or a declared column is missing.
-    """
+    """Return the format of a file, from its first rows, which must have the columns `also` too."""
     columns = {name for row in rows for name in row}
     found = _columns(columns, source)
     _require(columns, [*_declared(source).values(), *source.attributes, *also], where)
     name: str = source.format
     if name == "auto":
         name = "template" if source.template else _detect(rows, found, columns, where)
-    missing = [NAMES[field][0] for field in REQUIRED[name] if field not in found]
-    _require(columns, missing, where)
+    _require(columns, [NAMES[f][0] for f in REQUIRED[name] if f not in found], where)
     return Format(name, found)
 
 
@@ -126,8 +116,7 @@ def _columns(columns: set[str], source: Source) -> dict[str, str]:
         field: next((name for name in names if name in columns), None)
         for field, names in NAMES.items()
     } | _declared(source)
-    prompt, completion = found["prompt"], found["completion"]
-    if prompt == "input" and completion is None:
+    if found["prompt"] == "input" and found["completion"] is None:
         found["prompt"] = None
     return {field: name for field, name in found.items() if name is not None}
 
@@ -135,12 +124,12 @@ def _columns(columns: set[str], source: Source) -> dict[str, str]:
 def _require(columns: set[str], wanted: Sequence[str], where: str) -> None:
     missing = sorted(set(wanted) - columns)
     if missing:
-        raise UserError(
-            where,
-            f"missing column {', '.join(repr(c) for c in missing)}; "
-            f"the row has {', '.join(sorted(columns))}",
-            "name the right columns under `columns:`, `attributes:`, `filter:` or `splits.column`",
+        cause = f"missing column {', '.join(map(repr, missing))}"
+        there = f"the row has {', '.join(sorted(columns))}"
+        remedy = (
+            "name the right columns under `columns:`, `attributes:`, `filter:` or `splits.column`"
         )
+        raise UserError(where, f"{cause}; {there}", remedy)
 
 
 def _detect(
@@ -165,11 +154,9 @@ def _detect(
         for name, fields in REQUIRED.items()
         if fields
     )
-    raise UserError(
-        where,
-        f"no known format has the columns {', '.join(sorted(columns))}",
-        f"name them under `columns:`, write a `template:`, or rename them ({wanted})",
-    )
+    cause = f"no known format has the columns {', '.join(sorted(columns))}"
+    remedy = f"name them under `columns:`, write a `template:`, or rename them ({wanted})"
+    raise UserError(where, cause, remedy)
 
 
 def read_label(value: object) -> bool | None:

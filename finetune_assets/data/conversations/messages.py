@@ -64,13 +64,8 @@ def messages_of(value: object, column: str) -> list[Message]:
         made = _message(given, index, column)
         last = messages[-1] if messages else None
         # A sharegpt answer may speak before it calls; together they are one turn.
-        if (
-            last
-            and made["tool_calls"]
-            and not made["content"]
-            and last["role"] == "assistant"
-            and not last["tool_calls"]
-        ):
+        only_calls = made["tool_calls"] and not made["content"]
+        if only_calls and last and last["role"] == "assistant" and not last["tool_calls"]:
             last["tool_calls"] = made["tool_calls"]
         else:
             messages.append(made)
@@ -108,11 +103,7 @@ def _message(given: object, index: int, column: str) -> Message:
 
 
 def require_text(content: object, index: int, role: object, column: str) -> str:
-    """Return a turn's content.
-
-    Raises:
-        Unusable: it is empty, or no text.
-    """
+    """Return a turn's content; raise Unusable if it is empty, or no text."""
     if not isinstance(content, str) or not content.strip():
         raise Unusable(f"empty content in message {index} ({role})", column)
     return content
@@ -151,14 +142,9 @@ def _calls(calls: object, index: int, column: str) -> str:
             # Arguments that are no JSON are passed on as the text they are.
             with contextlib.suppress(ValueError):
                 arguments = parse(arguments) if arguments.strip() else {}
-        kept = {k: call[k] for k in ("id",) if k in call}
-        made.append(
-            {
-                **kept,
-                "type": "function",
-                "function": {"name": function["name"], "arguments": arguments},
-            }
-        )
+        kept = {"id": call["id"]} if "id" in call else {}
+        called = {"name": function["name"], "arguments": arguments}
+        made.append({**kept, "type": "function", "function": called})
     return orjson.dumps(made).decode()
 
 

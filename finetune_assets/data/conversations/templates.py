@@ -51,10 +51,8 @@ def undo(text: str, name: str) -> list[Turn]:
 
     Delimiters and the white space that the template puts around content are gone; content is
     otherwise the same, byte for byte. A last answer need not be closed; if it is also empty, the
-    text ends where the model is to speak, and the answer is no turn.
-
-    Raises:
-        ValueError: the text breaks the template's rules; the message says how.
+    text ends where the model is to speak, and the answer is no turn. A ValueError says what rule
+    of the template the text breaks.
     """
     if name not in _TEMPLATES:
         raise ValueError(f"no template {name!r}; there are {', '.join(_TEMPLATES)}")
@@ -119,13 +117,8 @@ def _paired(
 
 
 def _llama2(text: str, at: int) -> list[Turn]:
-    turns = _paired(
-        text,
-        at,
-        asks=re.compile(r" ?\[INST\] ?"),
-        answers=re.compile(r" ?\[/INST\] ?"),
-        closing=re.compile(r" ?(?:</s>\s*)+(?:<s>\s*)?"),
-    )
+    asks, answers = re.compile(r" ?\[INST\] ?"), re.compile(r" ?\[/INST\] ?")
+    turns = _paired(text, at, asks, answers, re.compile(r" ?(?:</s>\s*)+(?:<s>\s*)?"))
     first = turns[0]["content"] if turns else ""
     if not first.startswith("<<SYS>>"):
         return turns
@@ -147,10 +140,13 @@ def _vicuna(text: str, at: int) -> list[Turn]:
     answers = re.compile(r"[ \n]?(?<!\w)ASSISTANT:[ \n]?")
     closing = re.compile(r"(?:</s>\s*)+(?:<s>\s*)?")
     system = text[at : first.start()].rstrip()
-    return [
-        *([_turn("system", system)] if system else []),
-        *_paired(text, first.start(), asks, answers, closing),
-    ]
+    turns = _paired(text, first.start(), asks, answers, closing)
+    return [_turn("system", system), *turns] if system else turns
+
+
+def _guanaco(text: str, at: int) -> list[Turn]:
+    asks, answers = (re.compile(rf"[ \n]?### {role}:[ \n]?") for role in ("Human", "Assistant"))
+    return _paired(text, at, asks, answers, None)
 
 
 _ALPACA = re.compile(
@@ -171,11 +167,8 @@ def _alpaca(text: str, at: int) -> list[Turn]:
     question = parts["instruction"]
     if parts["input"] and parts["input"].strip():
         question += "\n\n" + parts["input"]
-    return [
-        _turn("system", parts["system"]),
-        _turn("user", question),
-        *_cut_answer(parts["answer"]),
-    ]
+    asked = [_turn("system", parts["system"]), _turn("user", question)]
+    return asked + _cut_answer(parts["answer"])
 
 
 def _turn(role: str, content: str) -> Turn:
@@ -224,46 +217,30 @@ _TEMPLATES = {
     ),
     # The preamble's last sentence ends just before the first question.
     "vicuna": _Template(re.compile(r"A chat between [^:]*\.\s+USER:"), "ASSISTANT:", _vicuna),
-    "guanaco": _Template(
-        re.compile(r"### Human:"),
-        "### Assistant:",
-        partial(
-            _paired,
-            asks=re.compile(r"[ \n]?### Human:[ \n]?"),
-            answers=re.compile(r"[ \n]?### Assistant:[ \n]?"),
-            closing=None,
-        ),
-    ),
+    "guanaco": _Template(re.compile(r"### Human:"), "### Assistant:", _guanaco),
 }
 
 
 def compile_template(text: str, where: str) -> Callable[[Mapping[str, object]], str]:
-    """Return a function that renders a Jinja template over the columns of a row.
+    """Return a function that renders a Jinja template over the columns of a row, in a sandbox.
 
-    Templates run in Jinja's sandbox. None renders as nothing, also through filters of text such as
-    `trim`; `tojson` writes plain JSON rather than JSON escaped for HTML.
-
-    Raises:
-        UserError: the template's syntax is wrong; when rendering, it reaches for what the sandbox
-            forbids. `where` names the file and key.
-        ValueError: (when rendering) the row lacks a column or a value does not fit.
+    None renders as nothing, also through filters of text such as `trim`; `tojson` writes plain JSON
+    rather than JSON escaped for HTML. The function raises ValueError for a row that lacks a column
+    or has a value that does not fit, and UserError where the sandbox forbids something.
     """
     try:
         template = _environment().from_string(text)
     except TemplateSyntaxError as error:
-        raise UserError(
-            where,
-            f"line {error.lineno} of the template: {error.message}",
-            "mend the Jinja syntax; a column is written {{ column }}",
-        ) from error
+        cause = f"line {error.lineno} of the template: {error.message}"
+        remedy = "mend the Jinja syntax; a column is written {{ column }}"
+        raise UserError(where, cause, remedy) from error
 
     def render(row: Mapping[str, object]) -> str:
         try:
             return template.render(row)
         except SecurityError as error:
-            raise UserError(
-                where, f"the template is not safe: {error}", "use columns, filters and loops only"
-            ) from error
+            remedy = "use columns, filters and loops only"
+            raise UserError(where, f"the template is not safe: {error}", remedy) from error
         except (TemplateError, TypeError, ArithmeticError) as error:
             raise ValueError(str(error)) from error
 

@@ -52,14 +52,11 @@ UNUSABLE = "convert"
 class ConvertedRow:
     """A row on its way from the raw table to the corpus."""
 
-    source: str
-    source_index: int
-    line: int
-    raw: str
+    record: dict[str, Any]
+    """RAW_SCHEMA, and the row's `number`."""
     conversation: Conversation
     split: str | None
     attributes: str
-    number: int
 
 
 @dataclass
@@ -100,9 +97,12 @@ class Cleaner:
 
     def __init__(self, config: Dataset, where: str, formats: Formats) -> None:
         """`formats` are those of every file, `where` is the dataset file, named in errors."""
-        self.config, self.where, self.formats = config, where, formats
+        self.config, self.where = config, where
         self.tally = Tally()
         self._converters: dict[tuple[int, str], Convert] = {}
+        for (index, name), found in formats.items():
+            key = f"{where}: sources[{index}]"
+            self._converters[index, name] = make_converter(found, config.sources[index], key)
 
     def clean(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return frames of PART_SCHEMA and REJECTED_SCHEMA, which together have all rows."""
@@ -125,9 +125,6 @@ class Cleaner:
     def _converted(self, raw: pl.DataFrame) -> Iterator[ConvertedRow]:
         records = raw.to_dicts()
         parsed = [parse(record["row"]) for record in records]
-        for record in records:
-            if _origin(record) not in self._converters:
-                self._converters[_origin(record)] = self._converter(record)
         kept = self._passing_filters(records, parsed)
         column = self.config.splits.column
         for record, row, keep in zip(records, parsed, kept, strict=True):
@@ -136,28 +133,14 @@ class Cleaner:
                 self._reject(record, "filter", f"not {source.filter}", None)
                 continue
             try:
-                conversation = self._converters[_origin(record)](row)
+                conversation = self._converters[record["source_index"], record["source"]](row)
                 split = source.split or _pinned_split(row, column)
             except Unusable as problem:
                 self._reject(record, UNUSABLE, problem.reason, problem.column)
                 continue
             self.tally.cut_turns += conversation.cut_turns
             attributes = orjson.dumps({k: row.get(k) for k in source.attributes}).decode()
-            yield ConvertedRow(
-                record["source"],
-                record["source_index"],
-                record["line"],
-                record["row"],
-                conversation,
-                split,
-                attributes,
-                record["number"],
-            )
-
-    def _converter(self, record: Mapping[str, Any]) -> Convert:
-        index = record["source_index"]
-        where = f"{self.where}: sources[{index}]"
-        return make_converter(self.formats[_origin(record)], self.config.sources[index], where)
+            yield ConvertedRow(record, conversation, split, attributes)
 
     def _passing_filters(self, records: list[dict[str, Any]], parsed: list[Any]) -> list[bool]:
         kept = [True] * len(records)
@@ -188,7 +171,7 @@ class Cleaner:
             if personal.action == "drop":
                 dropped = {i: sorted(k) for i, k in kinds.items()}
         for i, names in dropped.items():
-            self._reject(_place(rows[i]), "personal_data", f"holds {', '.join(names)}", None)
+            self._reject(rows[i].record, "personal_data", f"holds {', '.join(names)}", None)
         return [row for i, row in enumerate(rows) if i not in dropped]
 
     def _personal(self, rows: list[ConvertedRow], personal: PersonalData) -> dict[int, set[str]]:
@@ -200,9 +183,8 @@ class Cleaner:
         ]
         texts = pl.Series([holder[key] for _, holder, key in places], dtype=pl.String)
         kinds: dict[int, set[str]] = {}
-        for position, findings in personal_data.find_personal_data(
-            texts, personal.kinds, personal.region
-        ).items():
+        found = personal_data.find_personal_data(texts, personal.kinds, personal.region)
+        for position, findings in found.items():
             i, holder, key = places[position]
             kinds.setdefault(i, set()).update(f.kind for f in findings)
             if personal.action == "redact":
@@ -215,9 +197,8 @@ class Cleaner:
             self.tally.personal.update(names)
             if len(self.tally.personal_examples) < PERSONAL_EXAMPLES:
                 # The place only: the data itself has no business in metadata.
-                self.tally.personal_examples.append(
-                    PersonalDataPlace(source=rows[i].source, line=rows[i].line, kinds=sorted(names))
-                )
+                place = {k: rows[i].record[k] for k in ("source", "line")}
+                self.tally.personal_examples.append(PersonalDataPlace(**place, kinds=sorted(names)))
 
     def _lengths_kept(self, rows: list[ConvertedRow]) -> list[ConvertedRow]:
         least = self.config.cleaning.min_answer_characters
@@ -233,7 +214,7 @@ class Cleaner:
             else:
                 kept.append(row)
                 continue
-            self._reject(_place(row), "length", reason, None)
+            self._reject(row.record, "length", reason, None)
         return kept
 
 
@@ -253,9 +234,7 @@ def _frame(rows: list[ConvertedRow]) -> pl.DataFrame:
         "chosen": _turns([c.chosen for c in said]),
         "rejected": _turns([c.rejected for c in said]),
         "label": [c.label for c in said],
-        "source": [row.source for row in rows],
-        "source_index": [row.source_index for row in rows],
-        "line": [row.line for row in rows],
+        **{k: [row.record[k] for row in rows] for k in ("source", "source_index", "line")},
         "split": [row.split for row in rows],
         "attributes": [row.attributes for row in rows],
         "prompt_key": keys,
@@ -263,7 +242,7 @@ def _frame(rows: list[ConvertedRow]) -> pl.DataFrame:
         "characters": [_characters(c) for c in said],
         "answer_characters": [sum(map(len, c.answers())) for c in said],
         "question": normal,
-        "number": [row.number for row in rows],
+        "number": [row.record["number"] for row in rows],
     }
     return pl.DataFrame(columns, schema=PART_SCHEMA)
 
@@ -294,14 +273,6 @@ def _pinned_split(row: Mapping[str, Any], column: str | None) -> str | None:
     return value
 
 
-def _origin(record: Mapping[str, Any]) -> tuple[int, str]:
-    return record["source_index"], record["source"]
-
-
-def _place(row: ConvertedRow) -> dict[str, Any]:
-    return {"source": row.source, "line": row.line, "row": row.raw}
-
-
 def _searched(
     conversation: Conversation,
 ) -> Iterator[tuple[Message, Literal["content", "tool_calls"]]]:
@@ -318,13 +289,6 @@ def _characters(conversation: Conversation) -> int:
     return sum(len(turn["content"]) for turn in conversation.turns())
 
 
-def _identity(conversation: Conversation) -> str:
-    said = [
-        conversation.messages,
-        conversation.tools,
-        conversation.text,
-        conversation.chosen,
-        conversation.rejected,
-        conversation.label,
-    ]
-    return hashlib.blake2b(orjson.dumps(said), digest_size=12).hexdigest()
+def _identity(said: Conversation) -> str:
+    parts = [said.messages, said.tools, said.text, said.chosen, said.rejected, said.label]
+    return hashlib.blake2b(orjson.dumps(parts), digest_size=12).hexdigest()

@@ -1,8 +1,9 @@
 """Repair of text: polars finds, in Rust, the few texts that need it; only those are touched."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable
+from functools import partial
+from unicodedata import normalize
 
 import polars as pl
 
@@ -18,8 +19,8 @@ def repair(texts: list[str], config: Cleaning) -> tuple[list[str], dict[str, lis
     steps: list[tuple[str, bool, str, Callable[[str], str]]] = [
         # First, as C1 controls are what mojibake often is made of.
         ("mojibake", config.mojibake, r"[^\x00-\x7f]{2}", _decode_again),
-        ("control_characters", config.control_characters, CONTROL, _without_controls),
-        ("unicode_nfc", config.unicode_nfc, r"[^\x00-\x{2ff}]", _composed),
+        ("control_characters", config.control_characters, CONTROL, partial(re.sub, CONTROL, "")),
+        ("unicode_nfc", config.unicode_nfc, r"[^\x00-\x{2ff}]", partial(normalize, "NFC")),
     ]
     changed: dict[str, list[int]] = {}
     repaired = list(texts)
@@ -40,24 +41,12 @@ def repair(texts: list[str], config: Cleaning) -> tuple[list[str], dict[str, lis
 
 def normalise(texts: Iterable[str]) -> pl.Series:
     """Return texts without case, punctuation, width and spacing, which make no other question."""
-    composed = [t if t.isascii() else unicodedata.normalize("NFKC", t) for t in texts]
+    composed = [t if t.isascii() else normalize("NFKC", t) for t in texts]
     series = pl.Series(composed, dtype=pl.String)
-    plain = (
-        series.str.to_lowercase().str.replace_all(r"[^\p{L}\p{M}\p{N}_]+", " ").str.strip_chars(" ")
-    )
+    words = series.str.to_lowercase().str.replace_all(r"[^\p{L}\p{M}\p{N}_]+", " ")
+    plain = words.str.strip_chars(" ")
     # A text of punctuation alone is itself.
     return plain.zip_with(plain.str.len_bytes() > 0, series)
-
-
-_CONTROLS = re.compile(CONTROL)
-
-
-def _without_controls(text: str) -> str:
-    return _CONTROLS.sub("", text)
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
 
 
 def _decode_again(text: str) -> str:

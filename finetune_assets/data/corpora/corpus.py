@@ -17,13 +17,7 @@ from finetune_assets.data.conversations.formats import Formats, formats_of
 from finetune_assets.data.corpora import near_duplicates
 from finetune_assets.data.corpora.batch import REJECTED_SCHEMA, UNUSABLE, Tally
 from finetune_assets.data.corpora.corpus_record import CorpusRecord
-from finetune_assets.data.corpora.parts import (
-    CleaningInputs,
-    RowsDone,
-    clean_parts,
-    part_files,
-    scan,
-)
+from finetune_assets.data.corpora.parts import PartInputs, RowsDone, clean_parts, part_files, scan
 from finetune_assets.data.corpora.statistics import describe, rows_hash
 from finetune_assets.errors import UserError
 from finetune_assets.storage.parquet import ROW_GROUP, batches, writing_parquet
@@ -32,25 +26,17 @@ from finetune_assets.storage.parquet import ROW_GROUP, batches, writing_parquet
 def write_corpus(
     raw: Path, config: Dataset, out: Path, where: str, progress: RowsDone = lambda rows: None
 ) -> tuple[CorpusRecord, str]:
-    """Write the corpus of a raw table into a folder.
+    """Write the corpus of a raw table; return what was found and the corpus's data version.
 
     The files are `rows.parquet` (CONVERSATION_SCHEMA), `rejected.parquet` (REJECTED_SCHEMA) and
     `near_duplicates.parquet` (ids `later`, `earlier`, and their `similarity`).
-
-    Args:
-        raw: Parquet of raw rows.
-        where: the dataset file, named in errors.
-        progress: called with the number of rows done.
-
-    Returns:
-        What was found, and the hash of the rows, which is the corpus's data version.
 
     Raises:
         UserError: no format fits a file, or more than `max_rejected` of the rows are unusable.
     """
     work = out / "work"
     work.mkdir()
-    inputs = CleaningInputs(raw, work, config, where, formats_of(raw, config))
+    inputs = PartInputs(raw, work, config, where, formats_of(raw, config))
     tally = clean_parts(inputs, progress)
     total = tally.accepted + sum(tally.rejected.values())
     _check_rejected(tally, total, config.max_rejected)
@@ -99,15 +85,9 @@ def _exact_duplicates(work: Path, config: Dataset) -> pl.DataFrame:
     later = keys.filter(~pl.col("key").is_first_distinct())
     first = keys.filter(pl.col("key").is_first_distinct()).join(later, on="key", how="semi")
     origin = first.join(_places(work, first["row"]), on="row").select("key", "place")
-    return (
-        later.sort("row")
-        .join(origin, on="key", maintain_order="left")
-        .select(
-            "row",
-            pl.lit("exact_duplicate").alias("step"),
-            pl.format("same as {}", "place").alias("reason"),
-        )
-    )
+    named = later.sort("row").join(origin, on="key", maintain_order="left")
+    reason = pl.format("same as {}", "place").alias("reason")
+    return named.select("row", pl.lit("exact_duplicate").alias("step"), reason)
 
 
 def _places(work: Path, rows: pl.Series) -> pl.DataFrame:
@@ -126,30 +106,22 @@ def _near_pairs(work: Path, removed: pl.DataFrame, config: Dataset) -> pl.DataFr
     near = config.cleaning.near_duplicates
     if near.action == "off":
         return pl.DataFrame(schema=PAIR_SCHEMA)
-    lengths = scan(work, "rows").select(pl.col("question").str.len_chars()).collect().to_series()
-    among = np.ones(lengths.len(), dtype=bool)
+    rows, question = scan(work, "rows"), pl.col("question")
+    lengths = rows.select(question.str.len_chars()).collect().to_series().to_numpy()
+    among = np.ones(len(lengths), dtype=bool)
     among[removed["row"].to_numpy()] = False
-    proposed = near_duplicates.candidates(
-        part_files(work, "signatures"), lengths.to_numpy(), among, near.similarity
-    )
-    questions = near_duplicates.TextsOf(scan(work, "rows"), pl.col("question"))
-    found = near_duplicates.verified(proposed, questions, near.similarity)
+    signatures = part_files(work, "signatures")
+    proposed = near_duplicates.candidates(signatures, lengths, among, near.similarity)
+    found = near_duplicates.verified(proposed, rows, question, near.similarity)
     if near.action == "group":
         return found.with_columns(pl.lit(False).alias("repeats"))
-    answers = near_duplicates.TextsOf(scan(work, "rows"), _answers())
-    same = near_duplicates.verified(found, answers, near.similarity)
-    ends = ["later", "earlier"]
-    return found.join(
-        same.select(*ends, pl.lit(True).alias("repeats")), on=ends, how="left"
-    ).with_columns(pl.col("repeats").fill_null(False))
+    same = near_duplicates.verified(found, rows, _answers(), near.similarity)
+    repeats = same.select("later", "earlier", pl.lit(True).alias("repeats"))
+    joined = found.join(repeats, on=["later", "earlier"], how="left")
+    return joined.with_columns(pl.col("repeats").fill_null(False))
 
 
-PAIR_SCHEMA = {
-    "later": pl.UInt32,
-    "earlier": pl.UInt32,
-    "similarity": pl.Float32,
-    "repeats": pl.Boolean,
-}
+PAIR_SCHEMA = near_duplicates.PAIRS | {"similarity": pl.Float32, "repeats": pl.Boolean}
 
 
 def _answers() -> pl.Expr:
@@ -171,10 +143,7 @@ def _repeats(work: Path, pairs: pl.DataFrame) -> pl.DataFrame:
         # What is itself dropped drops no other: it may be less like those that stay.
         if later not in origin and earlier not in origin and later not in stay:
             origin[later] = earlier
-    first = pl.DataFrame(
-        {"later": list(origin), "earlier": list(origin.values())},
-        schema={"later": pl.UInt32, "earlier": pl.UInt32},
-    )
+    first = pl.DataFrame(list(origin.items()), schema=near_duplicates.PAIRS, orient="row")
     places = _places(work, first["earlier"].unique())
     return first.join(places, left_on="earlier", right_on="row").select(
         pl.col("later").alias("row"),
@@ -204,9 +173,8 @@ def _write_rows(work: Path, out: Path, removed: pl.DataFrame, pairs: pl.DataFram
             named = mine.join(origin, on="later", how="left", maintain_order="left")
             write(named.select(*CONVERSATION_SCHEMA))
             start += rows.height
-    near.select(
-        pl.col("later_id").alias("later"), pl.col("earlier_id").alias("earlier"), "similarity"
-    ).write_parquet(out / "near_duplicates.parquet")
+    ends = [pl.col(f"{end}_id").alias(end) for end in near_duplicates.PAIRS]
+    near.select(*ends, "similarity").write_parquet(out / "near_duplicates.parquet")
 
 
 def _write_rejected(work: Path, raw: Path, out: Path, removed: pl.DataFrame) -> None:
@@ -234,17 +202,12 @@ def _check_rejected(tally: Tally, total: int, limit: float) -> None:
         steps = Counter[str]()
         for (step, _), count in tally.rejected.items():
             steps[step] += count
-        raise UserError(
-            "cleaning",
-            f"of {total} rows none is left: " + ", ".join(f"{n} x {s}" for s, n in steps.items()),
-            "loosen `filter`, or what stands under `cleaning:`",
-        )
+        said = ", ".join(f"{count} x {step}" for step, count in steps.items())
+        remedy = "loosen `filter`, or what stands under `cleaning:`"
+        raise UserError("cleaning", f"of {total} rows none is left: {said}", remedy)
     source, line, reason = tally.first_unusable
     reasons = Counter({r: n for (step, r), n in tally.rejected.items() if step == UNUSABLE})
-    raise UserError(
-        f"{source}:{line}",
-        f"{reason} (in all, {unusable} of {total} rows are unusable: "
-        + ", ".join(f"{count} x {why}" for why, count in reasons.most_common())
-        + ")",
-        "mend the rows, or raise `max_rejected` to go on without them",
-    )
+    said = ", ".join(f"{count} x {why}" for why, count in reasons.most_common())
+    cause = f"{reason} (in all, {unusable} of {total} rows are unusable: {said})"
+    remedy = "mend the rows, or raise `max_rejected` to go on without them"
+    raise UserError(f"{source}:{line}", cause, remedy)

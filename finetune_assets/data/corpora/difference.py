@@ -12,11 +12,8 @@ EXAMPLES = 20
 def difference(before: Path, after: Path) -> dict[str, Any]:
     """Return how many rows were added, removed and changed, with examples of each.
 
-    A changed row asks what it asked before, and is answered differently.
-
-    Args:
-        before: `rows.parquet` of the earlier corpus.
-        after: that of the later one.
+    A changed row asks what it asked before, and is answered differently. `before` and `after` are
+    the `rows.parquet` of two corpora.
     """
     columns = ["id", "prompt_key", "source", "line"]
     old, new = (pl.read_parquet(path, columns=columns).unique("id") for path in (before, after))
@@ -44,6 +41,5 @@ def variation(before: Mapping[str, float], after: Mapping[str, float]) -> float:
     """Return the total variation of two mixes of counts or shares: 0 the same, 1 nothing shared."""
     sums = sum(before.values()) or 1.0, sum(after.values()) or 1.0
     names = before.keys() | after.keys()
-    return (
-        sum(abs(before.get(name, 0) / sums[0] - after.get(name, 0) / sums[1]) for name in names) / 2
-    )
+    moved = (abs(before.get(name, 0) / sums[0] - after.get(name, 0) / sums[1]) for name in names)
+    return sum(moved) / 2

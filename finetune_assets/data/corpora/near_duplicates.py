@@ -39,6 +39,8 @@ SHORT_CHARACTERS = 64
 
 SEED = 1
 PAIRS_AT_ONCE = 100_000
+PAIRS = {"later": pl.UInt32, "earlier": pl.UInt32}
+"""Schema of pairs of rows, by their positions."""
 
 
 def signature_schema() -> dict[str, type[pl.DataType]]:
@@ -96,12 +98,9 @@ def _shingles(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 def candidates(
     signature_files: list[Path], lengths: np.ndarray, among: np.ndarray, similarity: float
 ) -> pl.DataFrame:
-    """Return pairs (`later`, `earlier`) that share a band and may be as similar.
+    """Return PAIRS that share a band and may be as similar, with a band a thread in memory.
 
-    Args:
-        signature_files: Parquet files of `signatures`; a band a thread is in memory.
-        lengths: characters of every normalised text.
-        among: whether each row takes part.
+    `lengths` are the characters of every normalised text, `among` says which rows take part.
     """
     names = list(signature_schema())
     rows = np.flatnonzero(among).astype(np.uint32)
@@ -110,15 +109,13 @@ def candidates(
     sketch = pl.read_parquet(signature_files, columns=names[BANDS:]).filter(kept_rows).to_numpy()
     sketch = np.ascontiguousarray(sketch).view(np.uint8)
 
-    empty = pl.DataFrame(schema={"later": pl.UInt32, "earlier": pl.UInt32})
+    empty = pl.DataFrame(schema=PAIRS)
 
     def meet(number: int) -> pl.DataFrame:
         """Return candidates of one band."""
         band = pl.read_parquet(signature_files, columns=[names[number]]).to_series()
-        kept = [empty]
-        for later, earlier in _meetings(
-            band.filter(kept_rows).to_numpy(), sketch, number % (SKETCH - 1)
-        ):
+        bucket, kept = band.filter(kept_rows).to_numpy(), [empty]
+        for later, earlier in _meetings(bucket, sketch, number % (SKETCH - 1)):
             # In slices, as sketches of all pairs at once are larger than all else.
             for start in range(0, len(later), PAIRS_AT_ONCE):
                 a, b = (end[start : start + PAIRS_AT_ONCE] for end in (later, earlier))
@@ -131,10 +128,8 @@ def candidates(
     found = empty
     for met in map_in_threads(meet, range(BANDS)):
         found = pl.concat([found, met]).unique()
-    return found.select(
-        pl.Series("later", rows[found["later"].to_numpy()]),
-        pl.Series("earlier", rows[found["earlier"].to_numpy()]),
-    ).sort("later", "earlier")
+    ends = [pl.Series(end, rows[found[end].to_numpy()]) for end in PAIRS]
+    return found.select(ends).sort("later", "earlier")
 
 
 def _meetings(
@@ -169,52 +164,28 @@ def _lengths_allow(a: np.ndarray, b: np.ndarray, similarity: float) -> np.ndarra
     return np.minimum(a, b) >= similarity * np.maximum(a, b)
 
 
-def verified(proposed: pl.DataFrame, texts: "TextsOf", similarity: float) -> pl.DataFrame:
-    """Return the proposed pairs (`later`, `earlier`) whose texts are at least as similar.
+def verified(
+    proposed: pl.DataFrame, rows: pl.LazyFrame, text: pl.Expr, similarity: float
+) -> pl.DataFrame:
+    """Return the proposed PAIRS whose texts are at least as similar, with their `similarity`.
 
-    Their `similarity` is the share of equal characters, by Levenshtein distance.
+    It is the share of equal characters, by Levenshtein distance. `rows` has the position of each
+    row as `row`.
     """
+    beginning = text.str.slice(0, COMPARED_CHARACTERS).alias("text")
     scores = [np.empty(0, dtype=np.float32)]
     for part in proposed.select("later", "earlier").iter_slices(PAIRS_AT_ONCE):
         needed = pl.concat([part["later"], part["earlier"]]).unique().sort()
-        known = texts(needed)
-        pairs = [(known[later], known[earlier]) for later, earlier in part.iter_rows()]
-        score = cpdist(
-            [later for later, _ in pairs],
-            [earlier for _, earlier in pairs],
-            scorer=Levenshtein.normalized_similarity,
-            score_cutoff=similarity,
-            workers=-1,
-        )
-        other = [_another_number(*pair) for pair in pairs]
+        wanted = rows.filter(pl.col("row").is_in(needed.implode())).select("row", beginning)
+        known = dict(wanted.collect(engine="streaming").iter_rows())
+        later, earlier = ([known[row] for row in part[end]] for end in PAIRS)
+        scorer = Levenshtein.normalized_similarity
+        score = cpdist(later, earlier, scorer=scorer, score_cutoff=similarity, workers=-1)
+        other = [_another_number(a, b) for a, b in zip(later, earlier, strict=True)]
         scores.append(np.where(other, 0, score).astype(np.float32))
-    similarities = pl.Series("similarity", np.concatenate(scores))
-    return proposed.select("later", "earlier", similarities).filter(
-        pl.col("similarity") >= similarity
-    )
+    scored = proposed.select("later", "earlier", pl.Series("similarity", np.concatenate(scores)))
+    return scored.filter(pl.col("similarity") >= similarity)
 
 
 def _another_number(a: str, b: str) -> bool:
-    if len(a) >= SHORT_CHARACTERS:
-        return False
-    return _NUMBERS.findall(a) != _NUMBERS.findall(b)
-
-
-_NUMBERS = re.compile(r"\d+")
-
-
-class TextsOf:
-    """Texts of given rows, read when asked for."""
-
-    def __init__(self, rows: pl.LazyFrame, text: pl.Expr) -> None:
-        """`rows` has the position of each row as `row`."""
-        self._rows, self._text = rows, text
-
-    def __call__(self, rows: pl.Series) -> dict[int, str]:
-        """Return the texts of these rows, cut to COMPARED_CHARACTERS."""
-        wanted = (
-            self._rows.filter(pl.col("row").is_in(rows.implode()))
-            .select("row", self._text.str.slice(0, COMPARED_CHARACTERS).alias("text"))
-            .collect(engine="streaming")
-        )
-        return dict(wanted.iter_rows())
+    return len(a) < SHORT_CHARACTERS and re.findall(r"\d+", a) != re.findall(r"\d+", b)

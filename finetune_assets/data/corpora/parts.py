@@ -28,7 +28,7 @@ RowsDone = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class CleaningInputs:
+class PartInputs:
     """What cleaning a part needs to know."""
 
     raw: Path
@@ -42,22 +42,17 @@ class CleaningInputs:
         return self.out / f"{kind}-{group:06}.parquet"
 
 
-def clean_parts(inputs: CleaningInputs, progress: RowsDone) -> Tally:
+def clean_parts(inputs: PartInputs, progress: RowsDone) -> Tally:
     """Clean every row group of the raw table and return what was found in all.
 
     For each, `rows-*.parquet` (PART_SCHEMA), `rejected-*.parquet` and `signatures-*.parquet` are
     written.
-
-    Args:
-        progress: called with the number of rows done.
     """
     groups = row_groups(inputs.raw)
     processes = min(MOST_PROCESSES, cores(), groups)
     found, done = Tally(), 0
-    clean = partial(_clean_part, inputs)
-    results = map_in_processes(
-        clean, range(groups), processes, where=inputs.where, task="cleaned rows"
-    )
+    clean, task = partial(_clean_part, inputs), "cleaned rows"
+    results = map_in_processes(clean, range(groups), processes, where=inputs.where, task=task)
     with closing(results):
         for part, rows in results:
             found.add(part)
@@ -66,17 +61,16 @@ def clean_parts(inputs: CleaningInputs, progress: RowsDone) -> Tally:
     return found
 
 
-def _clean_part(inputs: CleaningInputs, group: int) -> tuple[Tally, int]:
+def _clean_part(inputs: PartInputs, group: int) -> tuple[Tally, int]:
     """Clean one row group; return what was found and how many rows there were."""
     cleaner = Cleaner(inputs.config, inputs.where, inputs.formats)
     near = inputs.config.cleaning.near_duplicates.action != "off"
     rows = 0
+    hashes, columns = inputs.path("signatures", group), near_duplicates.signature_schema()
     with (
         writing_parquet(inputs.path("rows", group), PART_SCHEMA, "lz4") as write_rows,
         writing_parquet(inputs.path("rejected", group), REJECTED_SCHEMA, "lz4") as write_rejected,
-        writing_parquet(
-            inputs.path("signatures", group), near_duplicates.signature_schema(), "none"
-        ) as write_signatures,
+        writing_parquet(hashes, columns, "none") as write_signatures,
     ):
         first = first_row(inputs.raw, group)
         for frame in batches(inputs.raw, BATCH_ROWS, group=group):

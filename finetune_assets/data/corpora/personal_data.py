@@ -66,12 +66,9 @@ def _without_overlap(findings: Iterable[Finding]) -> list[Finding]:
         if not kept or kept[-1].end <= finding.start:
             kept.append(finding)
         else:
-            kept[-1] = max(kept[-1], finding, key=_weight)
+            both = kept[-1], finding
+            kept[-1] = max(both, key=lambda f: (f.end - f.start, -_BY_PRECISION.index(f.kind)))
     return kept
-
-
-def _weight(finding: Finding) -> tuple[int, int]:
-    return finding.end - finding.start, -_BY_PRECISION.index(finding.kind)
 
 
 # Neighbours are compared in ASCII and Latin: no space parts a number from Chinese or Thai words.
@@ -247,11 +244,9 @@ def _phone_gate(region: str | None) -> str:
         return _INTERNATIONAL
     plan = PhoneMetadata.metadata_for_region(region)
     if plan is None or plan.general_desc is None:
-        raise UserError(
-            "cleaning.personal_data.region",
-            f"{region} is no country with a plan of phone numbers",
-            "write its ISO 3166 code, such as DE or US, or leave it out",
-        )
+        cause = f"{region} is no country with a plan of phone numbers"
+        remedy = "write its ISO 3166 code, such as DE or US, or leave it out"
+        raise UserError("cleaning.personal_data.region", cause, remedy)
     # Where national numbers begin with 0, others are prices, years or results.
     first = "0" if plan.national_prefix == "0" else r"\d"
     more = max(7, min(plan.general_desc.possible_length)) - 1

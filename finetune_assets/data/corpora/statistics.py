@@ -33,13 +33,7 @@ OUTLIER_RANGES = 3
 
 
 def describe(folder: Path, tally: Tally, total: int, formats: dict[str, str]) -> CorpusRecord:
-    """Return what is to be known of a corpus folder.
-
-    Args:
-        tally: what cleaning found, with duplicates counted in.
-        total: rows read.
-        formats: format by file.
-    """
+    """Return what is to be known of a corpus folder; `tally` has its duplicates counted in."""
     rows = folder / "rows.parquet"
     removed = tally.rejected
     lengths = pl.read_parquet(rows, columns=["characters", "answer_characters"])
@@ -47,22 +41,16 @@ def describe(folder: Path, tally: Tally, total: int, formats: dict[str, str]) ->
     return CorpusRecord(
         rows=tally.accepted,
         total=total,
-        rejected=sum(n for (step, _), n in removed.items() if step == UNUSABLE),
+        rejected=_of_step(tally, UNUSABLE),
         removed=sum(removed.values()),
-        reasons=[
-            Reason(step=step, reason=reason, rows=count)
-            for (step, reason), count in removed.most_common()
-            if count
-        ],
+        reasons=[Reason(step=s, reason=r, rows=n) for (s, r), n in removed.most_common() if n],
         rejected_preview=_rejected_preview(folder / "rejected.parquet"),
         formats=formats,
         repaired=dict(tally.repaired),
         exact_duplicates=_of_step(tally, "exact_duplicate"),
         near_duplicates=near + _of_step(tally, "near_duplicate"),
         personal_data=PersonalDataCounts(
-            rows=tally.personal_rows,
-            kinds=dict(tally.personal),
-            examples=tally.personal_examples,
+            rows=tally.personal_rows, kinds=dict(tally.personal), examples=tally.personal_examples
         ),
         roles=dict(tally.roles),
         cut_turns=tally.cut_turns,
@@ -80,16 +68,12 @@ def _of_step(tally: Tally, wanted: str) -> int:
 
 def _rejected_preview(path: Path) -> list[RejectedRow]:
     """Return a few rows of every step, with the beginning of what was removed."""
-    steps = pl.scan_parquet(path).select("step").unique().sort("step").collect()["step"]
-    shown = [
-        pl.scan_parquet(path).filter(pl.col("step") == step).head(REJECTED_SHOWN).collect()
-        for step in steps
-    ]
     beginning = pl.col("row").str.slice(0, 100)
+    rows = pl.scan_parquet(path).select("source", "line", "step", "reason", beginning)
     return [
         RejectedRow(**row)
-        for rows in shown
-        for row in rows.select("source", "line", "step", "reason", beginning).to_dicts()
+        for step in rows.select("step").unique().sort("step").collect()["step"]
+        for row in rows.filter(pl.col("step") == step).head(REJECTED_SHOWN).collect().to_dicts()
     ]
 
 
@@ -134,10 +118,8 @@ def outliers(values: pl.Series) -> Outliers:
 
 def languages(rows: Path) -> dict[str, float]:
     """Return the share of each language (ISO 639-1) among a few rows, most frequent first."""
-    text = pl.coalesce(
-        pl.col("text"),
-        pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n"),
-    )
+    contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
+    text = pl.coalesce(pl.col("text"), contents.list.join("\n"))
     # By hash, out of a few stretches of the file: reading all of it for so few rows is waste.
     light = pl.read_parquet(rows, columns=["id"], row_index_name="row")
     stretches = {i * light.height // STRETCHES // ROW_GROUP for i in range(STRETCHES)}

@@ -10,10 +10,7 @@ from finetune_assets.errors import UserError
 
 @contextlib.contextmanager
 def explain_library_errors(where: str, remedy: str, uri: str = "") -> Iterator[None]:
-    """Turn failures of a library into a UserError without the URI's secrets.
-
-    The library's own error may hold them, and so is not kept as the cause.
-    """
+    """Turn failures of a library, whose own errors may hold the URI's secrets, into a UserError."""
     try:
         yield
     except UserError:
@@ -28,20 +25,16 @@ def explain_store_errors(uri: str) -> Iterator[None]:
     """Turn failures of a remote store into a UserError; leave those of a local disk as they are."""
     try:
         yield
-    except UserError:
-        raise
-    except (ImportError, ValueError) as error:  # what fsspec says to a URI it has nothing for
-        if "://" not in uri:
-            raise
-        remedy = "mend the URI, or install what reads it wherever the graph runs"
-        raise UserError(uri, str(error), remedy) from error
     except Exception as error:
-        if "://" not in uri:
+        if isinstance(error, UserError) or "://" not in uri:
             raise
-        denied = isinstance(error, PermissionError)
+        if isinstance(error, ImportError | ValueError):  # fsspec has nothing for the URI
+            remedy = "mend the URI, or install what reads it wherever the graph runs"
+            raise UserError(uri, str(error), remedy) from error
+        cause = "access is denied" if isinstance(error, PermissionError) else "it cannot be read"
         raise UserError(
             uri,
-            f"{'access is denied' if denied else 'it cannot be read'}: {error}",
+            f"{cause}: {error}",
             "check the URI and the store's address and credentials wherever the graph runs; "
             "for S3 the variables AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         ) from error

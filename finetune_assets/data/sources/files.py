@@ -5,8 +5,9 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -37,14 +38,7 @@ def suffix_of(uri: str) -> str:
 
 
 def read_rows(uri: str, shown: str | None = None) -> Iterator[NumberedRows]:
-    """Yield the rows of one file in batches, in order.
-
-    Args:
-        shown: how errors name the file; default: the URI.
-
-    Raises:
-        UserError: the file is empty or broken; it names the line where there is one.
-    """
+    """Yield the rows of a file in batches, in order; errors name it `shown`, and the line."""
     name = shown or uri
     compression = COMPRESSIONS.get(PurePosixPath(uri).suffix)
     with (
@@ -106,8 +100,7 @@ def _read_jsonl(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    line, rest = 0, b""
-    first = True
+    line, rest, first = 0, b"", True
     while block := stream.read(BLOCK):
         if first:
             block, first = block.removeprefix(b"\xef\xbb\xbf"), False
@@ -125,17 +118,12 @@ def _lenient(content: bytes, line: int, uri: str) -> tuple[str, Any]:
     try:
         row = parse(content.decode())
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{uri}:{line}", f"byte {error.start} of the line is not UTF-8", "save it as UTF-8"
-        ) from error
+        cause = f"byte {error.start} of the line is not UTF-8"
+        raise UserError(f"{uri}:{line}", cause, "save it as UTF-8") from error
     except (json.JSONDecodeError, RecursionError) as error:
         problem = getattr(error, "msg", "nested too deeply")
-        column = getattr(error, "colno", 1)
-        raise UserError(
-            f"{uri}:{line}",
-            f"broken JSON at column {column}: {problem}",
-            "mend or remove the line",
-        ) from error
+        cause = f"broken JSON at column {getattr(error, 'colno', 1)}: {problem}"
+        raise UserError(f"{uri}:{line}", cause, "mend or remove the line") from error
     return dumps(row), row
 
 
@@ -159,11 +147,8 @@ def _read_json(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
         position = start
         if window.startswith("]", position):
             if (window[position + 1 :] + text.read(BLOCK)).strip():
-                raise UserError(
-                    f"{uri}:{line}",
-                    "something follows the list's closing ]",
-                    "write one list, or one object per line into a .jsonl file",
-                )
+                remedy = "write one list, or one object per line into a .jsonl file"
+                raise UserError(f"{uri}:{line}", "something follows the list's closing ]", remedy)
             return
         problem: Exception | None = None
         end = position
@@ -198,51 +183,38 @@ def _broken_list(
         cause = f"broken JSON at column {problem.colno}: {problem.msg}"
     else:
         cause = "the row is nested too deeply"
-    return UserError(
-        f"{uri}:{line}", cause, "mend the line (a file of one object per line is named .jsonl)"
-    )
+    remedy = "mend the line (a file of one object per line is named .jsonl)"
+    return UserError(f"{uri}:{line}", cause, remedy)
 
 
 def _not_an_object(where: str) -> UserError:
     return UserError(where, "the row is not an object", "write {...} with one key per column")
 
 
-def _read_separated(separator: str) -> Callable[[IO[bytes], str], Iterator[tuple[int, str]]]:
-    def reader(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
-        csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than a document
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        rows = csv.DictReader(text, delimiter=separator, strict=True)
-        line = 1
-        try:
-            names = rows.fieldnames or []
-            if len(set(names)) < len(names) or "" in names:
-                raise UserError(
-                    f"{uri}:1",
-                    "the header names a column twice, or not at all",
-                    "give every column a name of its own",
-                )
-            for row in rows:
-                # Short rows have None as a value, long ones None as a key.
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{uri}:{line + 1}",
-                        f"the row does not have the header's {len(names)} columns",
-                        "quote cells that hold separators or line breaks",
-                    )
-                yield line + 1, dumps(row)
-                line = rows.line_num
-        except csv.Error as error:
-            raise UserError(f"{uri}:{line + 1}", f"broken CSV: {error}", "mend the row") from error
-
-    return reader
+def _read_separated(stream: IO[bytes], uri: str, separator: str) -> Iterator[tuple[int, str]]:
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than a document
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    rows = csv.DictReader(text, delimiter=separator, strict=True)
+    line = 1
+    try:
+        names = rows.fieldnames or []
+        if len(set(names)) < len(names) or "" in names:
+            cause = "the header names a column twice, or not at all"
+            raise UserError(f"{uri}:1", cause, "give every column a name of its own")
+        for row in rows:
+            # Short rows have None as a value, long ones None as a key.
+            if None in row or None in row.values():
+                cause = f"the row does not have the header's {len(names)} columns"
+                remedy = "quote cells that hold separators or line breaks"
+                raise UserError(f"{uri}:{line + 1}", cause, remedy)
+            yield line + 1, dumps(row)
+            line = rows.line_num
+    except csv.Error as error:
+        raise UserError(f"{uri}:{line + 1}", f"broken CSV: {error}", "mend the row") from error
 
 
 def _read_parquet(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
-    line = 0
-    for batch in pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS):
-        for row in batch.to_pylist():
-            line += 1
-            yield line, dumps(row)
+    return _numbered(pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS))
 
 
 def _read_arrow(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
@@ -254,12 +226,12 @@ def _read_arrow(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
     else:
         batches = iter(pa.ipc.open_stream(stream))
-    line = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            for row in batch.slice(start, BATCH_ROWS).to_pylist():
-                line += 1
-                yield line, dumps(row)
+    starts = ((batch, start) for batch in batches for start in range(0, batch.num_rows, BATCH_ROWS))
+    return _numbered(batch.slice(start, BATCH_ROWS) for batch, start in starts)
+
+
+def _numbered(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, str]]:
+    return enumerate((dumps(row) for batch in batches for row in batch.to_pylist()), 1)
 
 
 def _read_document(stream: IO[bytes], uri: str) -> Iterator[tuple[int, str]]:
@@ -275,9 +247,8 @@ def _explain_damage(uri: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise UserError(
-            uri, f"byte {error.start} is not UTF-8", "save the file as UTF-8"
-        ) from error
+        cause = f"byte {error.start} is not UTF-8"
+        raise UserError(uri, cause, "save the file as UTF-8") from error
     except (pa.ArrowException, EOFError, zlib.error, ValueError) as error:
         raise UserError(uri, f"the file is damaged: {error}", "write it again") from error
     except PermissionError:
@@ -296,8 +267,8 @@ READERS: dict[str, Callable[[IO[bytes], str], Iterator[tuple[int, str]]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_separated(","),
-    ".tsv": _read_separated("\t"),
+    ".csv": partial(_read_separated, separator=","),
+    ".tsv": partial(_read_separated, separator="\t"),
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
     ".txt": _read_document,

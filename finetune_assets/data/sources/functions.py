@@ -18,11 +18,7 @@ from finetune_assets.storage.fingerprint import digest, file_digest
 
 
 def function_rows(source: Source, where: str, folder: Path | None) -> Rows:
-    """Yield the dictionaries that a function yields.
-
-    Raises:
-        UserError: there is no such function, it fails, or it yields something else.
-    """
+    """Yield the dictionaries that a function yields; UserError where it yields anything else."""
     name, arguments = source.function or "", source.arguments
     with _importable(folder):
         file = _module_file(name, where)
@@ -41,11 +37,7 @@ def function_rows(source: Source, where: str, folder: Path | None) -> Rows:
 
 
 def function_version(source: Source, where: str, folder: Path | None) -> str:
-    """Hash of the function's module and of its arguments.
-
-    Raises:
-        UserError: there is no such module, or it cannot be imported.
-    """
+    """Return the hash of the function's module and of its arguments."""
     arguments = orjson.dumps(source.arguments, default=plain, option=orjson.OPT_SORT_KEYS)
     with _importable(folder):
         module = _module_file(source.function or "", where)
@@ -75,11 +67,8 @@ def _module_file(name: str, where: str) -> Path:
     except Exception as error:
         raise _raised(name, error, None, where) from error
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
-        raise UserError(
-            where,
-            f"function {name}: there is no module {module}",
-            "put its file beside the catalog file or in the current directory, or install it",
-        )
+        remedy = "put its file beside the catalog file or in the current directory, or install it"
+        raise UserError(where, f"function {name}: there is no module {module}", remedy)
     return Path(spec.origin)
 
 
@@ -87,15 +76,13 @@ def _function(name: str, arguments: Row, file: Path, where: str) -> Callable[...
     module, _, attribute = name.partition(":")
     function = getattr(importlib.import_module(module), attribute, None)
     if not callable(function):
-        raise UserError(
-            where, f"{file} has no function {attribute}", f"mend `function: {name}`, or the file"
-        )
+        remedy = f"mend `function: {name}`, or the file"
+        raise UserError(where, f"{file} has no function {attribute}", remedy)
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise UserError(
-            where, f"`arguments` do not fit function {name}: {error}", "mend `arguments`"
-        ) from error
+        cause = f"`arguments` do not fit function {name}: {error}"
+        raise UserError(where, cause, "mend `arguments`") from error
     return function
 
 

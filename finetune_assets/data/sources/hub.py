@@ -20,11 +20,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def hub_commit(hub: str, where: str) -> str:
-    """Return the commit that NAME@REVISION is now.
-
-    Raises:
-        UserError: the hub does not answer, or has no such dataset or revision.
-    """
+    """Return the commit that NAME@REVISION is now; UserError where the hub does not tell."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -34,41 +30,28 @@ def hub_commit(hub: str, where: str) -> str:
             info: Any = HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT)
             return info.sha
         except RevisionNotFoundError as error:
-            raise UserError(
-                where, f"{name} has no revision {revision}", "mend what follows @ in `hub`"
-            ) from error
+            cause = f"{name} has no revision {revision}"
+            raise UserError(where, cause, "mend what follows @ in `hub`") from error
         except RepositoryNotFoundError as error:
-            raise UserError(
-                where,
-                f"the hub shows no dataset {name}",
-                "mend `hub`; a private or gated dataset needs HF_TOKEN",
-            ) from error
+            remedy = "mend `hub`; a private or gated dataset needs HF_TOKEN"
+            raise UserError(where, f"the hub shows no dataset {name}", remedy) from error
 
 
 def hub_rows(source: Source, where: str) -> Rows:
-    """Yield the rows of a hub dataset, streamed, split after split.
-
-    Raises:
-        UserError: as `hub_commit` does, or there is no such subset or split.
-    """
+    """Yield the rows of a hub dataset, streamed, split after split; UserError for a wrong name."""
     hub = source.hub or ""
     commit = hub_commit(hub, where)
-    import datasets
+    from datasets import load_dataset
 
     with explain_library_errors(where, "check the network, `hub` and `subset`"):
-        loaded: Any = datasets.load_dataset(
-            hub.split("@")[0], source.subset, revision=commit, streaming=True
-        )
+        name = hub.split("@")[0]
+        loaded: Any = load_dataset(name, source.subset, revision=commit, streaming=True)
         for part in _chosen(list(loaded), source.parts, where):
             yield from loaded[part]
 
 
 def saved_rows(folder: Path, parts: list[str], where: str) -> Rows:
-    """Yield the rows of a folder that `save_to_disk` wrote, split after split.
-
-    Raises:
-        UserError: the folder cannot be read, or has no such split.
-    """
+    """Yield the rows of a folder that `save_to_disk` wrote; UserError for a split it lacks."""
     import datasets
 
     with explain_library_errors(where, f"write {folder} again with save_to_disk"):
@@ -82,7 +65,6 @@ def saved_rows(folder: Path, parts: list[str], where: str) -> Rows:
 def _chosen(available: list[str], parts: list[str], where: str) -> list[str]:
     missing = [part for part in parts if part not in available]
     if missing:
-        raise UserError(
-            where, f"no split {missing} among {available}", "mend `parts`, or leave it out"
-        )
+        cause = f"no split {missing} among {available}"
+        raise UserError(where, cause, "mend `parts`, or leave it out")
     return parts or available

@@ -21,27 +21,16 @@ from finetune_assets.data.sources.explain import explain_library_errors
 from finetune_assets.data.sources.values import Rows, number
 from finetune_assets.errors import UserError
 
-ToJson = Callable[[Any], object]
-"""What makes JSON of a value of one type."""
-
 _ADBC = {"postgres": "postgresql", "postgresql": "postgresql", "snowflake": "snowflake"}
 
 
 def query_rows(source: Source, where: str, folder: Path | None) -> Rows:
-    """Return the rows of a query, as the database sends them.
-
-    Raises:
-        UserError: the connection or the query is wrong, or the database does not answer.
-    """
+    """Return the rows of a query as the database sends them; UserError where it sends none."""
     return _rows(_bare(source), source.connection or "", where, folder)
 
 
 def query_version(source: Source, where: str, folder: Path | None) -> str:
-    """Return how many rows a query has, counted by the database.
-
-    Raises:
-        UserError: as `query_rows` does.
-    """
+    """Return how many rows a query has, counted by the database."""
     counted = f"SELECT count(*) AS n FROM (\n{_bare(source)}\n) AS q"
     (row,) = _rows(counted, source.connection or "", where, folder)
     return f"{int(row[next(iter(row))])} rows"
@@ -59,24 +48,17 @@ def _rows(query: str, connection: str, where: str, folder: Path | None) -> Rows:
         return _sqlite_rows(query, uri, where, folder)
     if name in _ADBC:
         return _adbc_rows(query, uri, _ADBC[name], where)
-    raise UserError(
-        where,
-        f"`connection` begins with {name}://, which is not supported"
-        if name
-        else "`connection` is not a URI",
-        "use postgresql://, sqlite:// or snowflake://",
-    )
+    problem = f"begins with {name}://, which is not supported" if name else "is not a URI"
+    remedy = "use postgresql://, sqlite:// or snowflake://"
+    raise UserError(where, f"`connection` {problem}", remedy)
 
 
 def _with_environment(connection: str, where: str) -> str:
     def value(match: re.Match[str]) -> str:
         if match[1] in os.environ:
             return os.environ[match[1]]
-        raise UserError(
-            where,
-            f"`connection` names the environment variable {match[1]}, which is not set",
-            f"set {match[1]} wherever the graph runs",
-        )
+        cause = f"`connection` names the environment variable {match[1]}, which is not set"
+        raise UserError(where, cause, f"set {match[1]} wherever the graph runs")
 
     return re.sub(r"\$\{([^}]*)\}", value, connection)
 
@@ -109,18 +91,13 @@ def _adbc_rows(query: str, uri: str, driver: str, where: str) -> Rows:
     try:
         dbapi = importlib.import_module(f"adbc_driver_{driver}.dbapi")
     except ImportError as error:
-        raise UserError(
-            where,
-            f"the driver for {driver}:// is not installed",
-            f"pip install adbc-driver-{driver}",
-        ) from error
+        cause = f"the driver for {driver}:// is not installed"
+        raise UserError(where, cause, f"pip install adbc-driver-{driver}") from error
     userinfo = uri.partition("://")[2].rpartition("@")[0]
     if re.search(r"[@/?#\s]|%(?![0-9A-Fa-f]{2})", userinfo):
-        raise UserError(
-            where,
-            "user or password in `connection` holds a character that a URI gives a meaning",
-            "percent-encode it: @ as %40, / as %2F, ? as %3F, # as %23, % as %25, space as %20",
-        )
+        cause = "user or password in `connection` holds a character that a URI gives a meaning"
+        remedy = "percent-encode it: @ as %40, / as %2F, ? as %3F, # as %23, % as %25, space as %20"
+        raise UserError(where, cause, remedy)
     address = uri.partition("://")[2] if driver == "snowflake" else uri
     with contextlib.ExitStack() as stack:
         with explain_library_errors(where, "start the server, or mend `connection`", uri):
@@ -128,9 +105,8 @@ def _adbc_rows(query: str, uri: str, driver: str, where: str) -> Rows:
         with explain_library_errors(where, "mend `query`", uri):
             cursor.execute(f"{query}\n")  # a comment may end the query, and drivers add to it
             reader = cursor.fetch_record_batch()
-            names = _distinct(reader.schema.names, where)
-            converts = {field.name: _to_json(field, where) for field in reader.schema}
-            changed = [(name, f) for name in names if (f := converts[name]) is not None]
+            _distinct(reader.schema.names, where)
+            changed = [(field.name, f) for field in reader.schema if (f := _to_json(field, where))]
             for batch in reader:
                 for row in pl.DataFrame(batch).iter_rows(named=True):
                     for name, convert in changed:
@@ -148,7 +124,7 @@ def _distinct(names: list[str], where: str) -> list[str]:
     return names
 
 
-def _to_json(field: pa.Field, where: str) -> ToJson | None:
+def _to_json(field: pa.Field, where: str) -> Callable[[Any], object] | None:
     """Return what makes JSON of a column's values; None where they are JSON as they are."""
     kind, database = field.type, (field.metadata or {}).get(b"POSTGRESQL:type", b"").decode()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -166,9 +142,7 @@ def _to_json(field: pa.Field, where: str) -> ToJson | None:
     if isinstance(kind, pa.OpaqueType) and kind.type_name == "numeric":
         return number
     if isinstance(kind, pa.OpaqueType) or pa.types.is_interval(kind) or database == "money":
-        raise UserError(
-            where,
-            f"column `{field.name}` is of type {database or kind}, which has no JSON form",
-            f"write CAST({field.name} AS text) AS {field.name} in `query`",
-        )
+        cause = f"column `{field.name}` is of type {database or kind}, which has no JSON form"
+        remedy = f"write CAST({field.name} AS text) AS {field.name} in `query`"
+        raise UserError(where, cause, remedy)
     return None

@@ -7,17 +7,12 @@ from pathlib import Path
 import polars as pl
 
 from finetune_assets.catalog.sources import Source
-from finetune_assets.data.sources.files import NumberedRows
+from finetune_assets.data.sources.files import NumberedRows, read_rows
 from finetune_assets.data.sources.raw_record import RawRecord, RawRow, SourceFile
-from finetune_assets.data.sources.sources import Pin, read_pin
+from finetune_assets.data.sources.sources import Pin
 from finetune_assets.storage.parquet import writing_parquet
 
-RAW_SCHEMA = {
-    "source": pl.String,
-    "source_index": pl.Int32,
-    "line": pl.Int64,
-    "row": pl.String,
-}
+RAW_SCHEMA = {"source": pl.String, "source_index": pl.Int32, "line": pl.Int64, "row": pl.String}
 """`row` is the row as JSON text, so that sources of different shapes share one table."""
 
 PREVIEW_ROWS = 5
@@ -47,7 +42,7 @@ def raw_rows(pinned: list[Pin], declared: list[Source]) -> Iterator[tuple[int, p
         mine = [i for i, p in enumerate(pinned) if p.source_index == source_index]
         bound = _bound(source.sample, [pinned[i] for i in mine])
         for index in mine:
-            for batch in read_pin(pinned[index]):
+            for batch in read_rows(pinned[index].uri, pinned[index].name):
                 chosen = [b for b in batch if unit_hash(b[1]) < bound] if bound < 1 else batch
                 if chosen:
                     yield index, _frame(pinned[index], chosen)
@@ -55,12 +50,9 @@ def raw_rows(pinned: list[Pin], declared: list[Source]) -> Iterator[tuple[int, p
 
 def _frame(pinned: Pin, batch: NumberedRows) -> pl.DataFrame:
     lines, rows = zip(*batch, strict=True)
-    return pl.DataFrame({"line": lines, "row": rows}, schema_overrides=RAW_SCHEMA).select(
-        pl.lit(pinned.name).alias("source"),
-        pl.lit(pinned.source_index, dtype=pl.Int32).alias("source_index"),
-        "line",
-        "row",
-    )
+    frame = pl.DataFrame({"line": lines, "row": rows}, schema_overrides=RAW_SCHEMA)
+    index = pl.lit(pinned.source_index, dtype=pl.Int32).alias("source_index")
+    return frame.select(pl.lit(pinned.name).alias("source"), index, "line", "row")
 
 
 def _bound(size: int | float | None, pinned: list[Pin]) -> float:
@@ -69,10 +61,8 @@ def _bound(size: int | float | None, pinned: list[Pin]) -> float:
         return 1.0
     if isinstance(size, float):
         return size
-    positions = pl.Series(
-        [unit_hash(row) for p in pinned for batch in read_pin(p) for _, row in batch],
-        dtype=pl.Float64,
-    )
+    rows = (row for p in pinned for batch in read_rows(p.uri, p.name) for _, row in batch)
+    positions = pl.Series([unit_hash(row) for row in rows], dtype=pl.Float64)
     return 1.0 if size >= positions.len() else float(positions.sort()[size])
 
 

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import fsspec
 
@@ -44,9 +44,6 @@ def pin(entry: Entry, scratch: Path) -> list[Pin]:
 
     Files are hashed where they lie, and only if size or time of change moved since they last were.
     Rows of queries, functions and the hub are first written to `scratch`, one JSON object a line.
-
-    Raises:
-        UserError: a source is not there or cannot be read.
     """
     pinned: list[Pin] = []
     for index, source in enumerate(entry.config.sources):
@@ -57,7 +54,7 @@ def pin(entry: Entry, scratch: Path) -> list[Pin]:
             continue
         target = scratch / f"{index}.jsonl"
         if source.path is None:
-            spool(source, target, where, _folder(entry))
+            spool(source, target, where, folder_of(entry))
         else:
             spool_saved(saved, source.parts, target, where)  # type: ignore[arg-type]
         with target.open("rb") as file:
@@ -71,15 +68,13 @@ def glance(entry: Entry) -> list[object]:
     seen: list[object] = []
     for index, source in enumerate(entry.config.sources):
         if source.path is None:
-            version = cheap_version(source, f"{entry.uri}: sources[{index}]", _folder(entry))
+            version = cheap_version(source, f"{entry.uri}: sources[{index}]", folder_of(entry))
             seen.append([source.label, version])
             continue
-        saved = saved_dataset(entry, source)
-        uris = (
-            sorted(str(p) for p in saved.rglob("*") if p.is_file())
-            if saved
-            else find_files(entry.locate(source.path), f"sources[{index}].path")
-        )
+        if saved := saved_dataset(entry, source):
+            uris = sorted(str(p) for p in saved.rglob("*") if p.is_file())
+        else:
+            uris = find_files(entry.locate(source.path), f"sources[{index}].path")
         seen.extend([uri, _stat(uri)] for uri in uris)
     return [seen, [s.sample for s in entry.config.sources]]
 
@@ -92,19 +87,13 @@ def content_version(pinned: list[Pin], declared: list[Source]) -> str:
 def saved_dataset(entry: Entry, source: Source) -> Path | None:
     """Return the folder that `Dataset.save_to_disk` wrote, if the source's path is one."""
     located = entry.locate(source.path or "")
-    if "://" in located:
-        return None
-    folder = Path(located)
-    return folder if folder.is_dir() and is_saved_dataset(folder) else None
+    return Path(located) if "://" not in located and is_saved_dataset(Path(located)) else None
 
 
 def find_files(uri: str, key: str) -> list[str]:
-    """Return the files that a path, folder or glob stands for, sorted.
+    """Return the files that a path, folder or glob stands for, sorted; UserError for none.
 
     A folder stands for its data files at any depth; for its text files if it has no others.
-
-    Raises:
-        UserError: nothing matches, a file's type cannot be read, or a store cannot be reached.
     """
     prefix = uri.split("://")[0] + "://" if "://" in uri else ""
     with explain_store_errors(uri):
@@ -113,11 +102,8 @@ def find_files(uri: str, key: str) -> list[str]:
         raise UserError(uri, "no such file", f"mend `{key}` or put the file there")
     for p in found:
         if files.suffix_of(p) not in files.READERS:
-            raise UserError(
-                f"{prefix}{p}",
-                "not a type of file that can be read",
-                f"use {', '.join(files.READERS)}, also with .gz or .zst",
-            )
+            remedy = f"use {', '.join(files.READERS)}, also with .gz or .zst"
+            raise UserError(f"{prefix}{p}", "not a type of file that can be read", remedy)
     return [f"{prefix}{p}" for p in found]
 
 
@@ -128,23 +114,18 @@ def _matching(uri: str) -> list[str]:
         return [path]
     if any(c in path for c in "*?["):
         return [p for p in sorted(fs.glob(path)) if fs.isfile(p)]
-    if fs.isdir(path):
-        return _files_of(fs, path)
-    return [path] if fs.isfile(path) else []
+    return _files_of(fs, path) if fs.isdir(path) else []
 
 
 def _files_of(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    seen = sorted(p for p in fs.find(folder) if not _hidden(p[len(folder) :]))
+    seen = sorted(p for p in fs.find(folder) if not re.search(r"(?:^|/)[._]", p[len(folder) :]))
     readable = [p for p in seen if files.suffix_of(p) in files.READERS]
     data = [p for p in readable if files.suffix_of(p) not in files.DOCUMENTS]
     return data or readable
 
 
-def _hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) for part in PurePosixPath(path).parts if part != "/")
-
-
-def _folder(entry: Entry) -> Path | None:
+def folder_of(entry: Entry) -> Path | None:
+    """Return the catalog's folder, if it is on this machine's disk."""
     return None if "://" in entry.uri else Path(entry.uri).parent
 
 
@@ -177,8 +158,3 @@ def size_and_hash(uri: str) -> tuple[int, str]:
         with replacing(kept) as scratch:
             scratch.write_text(json.dumps({"uri": uri, "stat": stat, "sha256": sha256}))
     return size, sha256
-
-
-def read_pin(pinned: Pin) -> Iterator[files.NumberedRows]:
-    """Yield the rows of one pin, in batches, in order."""
-    return files.read_rows(pinned.uri, pinned.name)

@@ -19,33 +19,19 @@ _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_N
 def spool(source: Source, target: Path, where: str, folder: Path | None = None) -> None:
     """Write the rows of a query, hub dataset or function to `target`, one JSON object a line.
 
-    `where` is named in errors. `folder` is the catalog file's: functions are imported from it and
-    from the current directory, and an SQLite file is looked for in it.
-
-    Raises:
-        UserError: the rows cannot be had, or there are none. `target` is then left as it was.
+    `where` is named in errors, which leave `target` as it was. `folder` is the catalog file's:
+    functions are imported from it, and an SQLite file is looked for in it.
     """
     write_rows(rows_of(source, where, folder), target, where)
 
 
 def spool_saved(folder: Path, parts: list[str], target: Path, where: str) -> None:
-    """Write the rows of a folder that `save_to_disk` wrote; `parts` are splits, default all.
-
-    Raises:
-        UserError: the folder cannot be read, or has no such split.
-    """
+    """Write the rows of a folder that `save_to_disk` wrote; `parts` are splits, default all."""
     write_rows(saved_rows(folder, parts, where), target, where)
 
 
 def cheap_version(source: Source, where: str, folder: Path | None = None) -> str:
-    """Return what tells that rows changed without reading them.
-
-    It is the row count of a query, the commit of a hub dataset, or the hash of a function's module
-    and arguments.
-
-    Raises:
-        UserError: as `spool` does.
-    """
+    """Return what tells that rows changed: a row count, the hub's commit or a module's hash."""
     if source.query is not None:
         return query_version(source, where, folder)
     if source.hub is not None:
@@ -82,9 +68,8 @@ def _line(row: Row, where: str) -> bytes:
         return orjson.dumps(row, default=plain, option=_OPTIONS)
     except orjson.JSONEncodeError as error:
         column = next((name for name, value in row.items() if not _encodes(value)), "?")
-        raise UserError(
-            where, f"column `{column}`: {error}", "leave the column out, or make it text or numbers"
-        ) from error
+        remedy = "leave the column out, or make it text or numbers"
+        raise UserError(where, f"column `{column}`: {error}", remedy) from error
 
 
 def _encodes(value: object) -> bool:

@@ -50,10 +50,7 @@ def benchmark_texts(uri: str, where: str) -> Iterator[LazyTexts]:
 
 
 def _converter(rows: list[dict[str, object]], file: str, where: str) -> Convert:
-    """Return the converter of the rows' format.
-
-    Benchmarks of no known format, such as bare questions, have rows that are no conversations.
-    """
+    """Return the converter of the rows' format; one that raises for bare questions."""
     source = Source(path=file)
     try:
         return make_converter(format_of(rows[:20], source, file), source, where)

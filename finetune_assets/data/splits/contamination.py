@@ -89,9 +89,6 @@ class EvaluationGrams:
         """Return how much of each row that shares n-grams with training is found there.
 
         With the share goes the training row that has most of it (RESULT_SCHEMA).
-
-        Args:
-            training: texts of training rows.
         """
         if not self.grams:
             return pl.DataFrame(schema=RESULT_SCHEMA)
@@ -155,9 +152,8 @@ def _search(
         return place[hit], row[hit], texts.len()
 
     for place, row, rows in map_in_threads(search, training):
-        found = pl.DataFrame({"gram": place, "training_row": row + np.uint32(start)}).unique(
-            maintain_order=True
-        )
+        found = pl.DataFrame({"gram": place, "training_row": row + np.uint32(start)})
+        found = found.unique(maintain_order=True)
         kept.append(found.filter(pl.Series(seen < COMMON).gather(found["gram"])))
         seen += np.bincount(found["gram"].to_numpy(), minlength=len(known))
         start += rows

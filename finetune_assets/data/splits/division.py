@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -57,17 +58,10 @@ class Division:
         return splits.assign(rows, pairs, self.config.splits, self.where)
 
     def write(self, name: str, out: Path) -> tuple[SplitRecord, str]:
-        """Write one split's `rows.parquet`.
+        """Write one split's `rows.parquet`; return its record and its data version.
 
         With the training split go the rows set aside, as `set_aside.parquet`; with the test split
         the rows that overlap with training, as `contamination.parquet`.
-
-        Returns:
-            The record, which speaks of all three splits, and the hash of the rows, which is the
-            split's data version.
-
-        Raises:
-            UserError: the sources' weights leave nothing to train on.
         """
         path = out / "rows.parquet"
         code = SPLIT_NAMES.index(name)
@@ -77,11 +71,8 @@ class Division:
         identity = ["id", "attributes"] if name == "test" else ["id"]
         rows = pl.scan_parquet(path).select(pl.len()).collect().item()
         if name == "train" and not rows:
-            raise UserError(
-                self.where,
-                f"the weights leave none of {int(mine.sum())} rows to train on",
-                "raise `weight` of a source",
-            )
+            cause = f"the weights leave none of {int(mine.sum())} rows to train on"
+            raise UserError(self.where, cause, "raise `weight` of a source")
         record = SplitRecord(
             rows=rows,
             prompts=np.unique(self.assignment.node[self.assignment.row == code]).size,
@@ -123,17 +114,12 @@ class Division:
     def _by_source(self) -> list[SourceRows]:
         index = pl.read_parquet(self.rows, columns=["source_index"])["source_index"].to_numpy()
         names = [*SPLIT_NAMES, "set_aside"]
-        return [
-            SourceRows(
-                source=source.label,
-                weight=source.weight,
-                **{
-                    name: int(((index == i) & (self.assignment.row == code)).sum())
-                    for code, name in enumerate(names)
-                },
-            )
-            for i, source in enumerate(self.config.sources)
-        ]
+        found = []
+        for i, source in enumerate(self.config.sources):
+            codes = self.assignment.row[index == i]
+            counts = {name: int((codes == code).sum()) for code, name in enumerate(names)}
+            found.append(SourceRows(source=source.label, weight=source.weight, **counts))
+        return found
 
     def _contamination(self, path: Path) -> Contamination:
         """Return the overlap of validation, test and benchmark rows with training rows."""
@@ -142,11 +128,9 @@ class Division:
         sizes = self.assignment.sizes()
         evaluation = EvaluationGrams(config.n, sum(sizes[name] for name in codes))
         kinds: list[pl.Series] = []
-        groups: list[tuple[str, Iterator[LazyTexts]]] = [
-            (name, self._texts(code)) for name, code in codes.items()
-        ]
-        groups += [(b, benchmark_texts(self.locate(b), self.where)) for b in config.benchmarks]
-        for name, texts in groups:
+        own = ((name, self._texts(code)) for name, code in codes.items())
+        benchmarks = ((b, benchmark_texts(self.locate(b), self.where)) for b in config.benchmarks)
+        for name, texts in chain(own, benchmarks):
             before = evaluation.count
             evaluation.add(texts)
             kinds.append(pl.Series([name]).new_from_index(0, evaluation.count - before))
@@ -158,45 +142,33 @@ class Division:
         shown = self._named(contaminated, codes, training)
         shown.write_parquet(path)
         counts = dict(kind.value_counts().iter_rows())
-        return Contamination(
-            n=config.n,
-            overlap=config.overlap,
-            rows=[
-                Contaminated(
-                    of=name,
-                    rows=counts[name],
-                    contaminated=(n := contaminated.filter(pl.col("of") == name).height),
-                    share=round(n / counts[name], 5),
-                    mean_overlap=round(
-                        float(found.filter(pl.col("of") == name)["overlap"].sum()) / counts[name], 5
-                    ),
-                )
-                for name in dict.fromkeys(kind.unique(maintain_order=True))
-            ],
-            examples=[ContaminatedRow(**row) for row in shown.head(EXAMPLES).to_dicts()],
-        )
+        rows = []
+        for name in kind.unique(maintain_order=True):
+            count = counts[name]
+            overlaps = found.filter(pl.col("of") == name)["overlap"]
+            mean = round(float(overlaps.sum()) / count, 5)
+            n = int((overlaps >= config.overlap).sum())
+            share = round(n / count, 5)
+            rows.append(
+                Contaminated(of=name, rows=count, contaminated=n, share=share, mean_overlap=mean)
+            )
+        examples = [ContaminatedRow(**row) for row in shown.head(EXAMPLES).to_dicts()]
+        return Contamination(n=config.n, overlap=config.overlap, rows=rows, examples=examples)
 
     def _named(self, found: pl.DataFrame, codes: dict[str, int], training: int) -> pl.DataFrame:
         """Give evaluation and training rows their files and lines."""
-        light = pl.read_parquet(self.rows, columns=["source", "line"]).select(
-            pl.format("{}:{}", "source", "line").alias("place")
-        )["place"]
+        light = pl.read_parquet(self.rows, columns=["source", "line"])
+        places = light.select(pl.format("{}:{}", "source", "line")).to_series()
         row = self.assignment.row
         mine = np.concatenate([np.flatnonzero(row == code) for code in codes.values()])
         train = np.flatnonzero(row == training)
         numbers = found["row"].to_numpy()
         inside = numbers < len(mine)
         corpus_row = mine[np.where(inside, numbers, 0)] if len(mine) else numbers
-        place = light.gather(corpus_row).zip_with(
-            pl.Series(inside), pl.Series(numbers - len(mine)).cast(pl.String)
-        )
-        return found.select(
-            "of",
-            place.alias("evaluation_row"),
-            light.gather(train[found["training_row"].to_numpy()]).alias("training_row"),
-            pl.col("overlap").round(3),
-            "ngrams",
-        )
+        outside = pl.Series(numbers - len(mine)).cast(pl.String)
+        of = places.gather(corpus_row).zip_with(pl.Series(inside), outside).alias("evaluation_row")
+        by = places.gather(train[found["training_row"].to_numpy()]).alias("training_row")
+        return found.select("of", of, by, pl.col("overlap").round(3), "ngrams")
 
     def _texts(self, code: int) -> Iterator[LazyTexts]:
         start = 0

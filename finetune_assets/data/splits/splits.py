@@ -51,21 +51,14 @@ class Assignment:
 
 
 def assign(rows: pl.DataFrame, pairs: pl.DataFrame, config: Splits, where: str) -> Assignment:
-    """Divide rows into train, validation and test.
+    """Divide rows (NODE_COLUMNS) into train, validation and test; UserError for an empty one.
 
     With fractions the bounds are constants, so a row never moves. With counts, and when
     stratified, they follow the number of rows, and rows at the border can move.
 
     A cluster with a row that is pinned goes to its split: to test before validation before train,
-    if it has several. Rows pinned elsewhere are set aside then.
-
-    Args:
-        rows: NODE_COLUMNS of all rows, in order.
-        pairs: ids (`later`, `earlier`) of rows that ask nearly the same.
-        where: the dataset file, named in errors.
-
-    Raises:
-        UserError: a split would be empty.
+    if it has several. Rows pinned elsewhere are set aside then. `pairs` are ids (`later`,
+    `earlier`) of rows that ask nearly the same.
     """
     nodes = _nodes(rows)
     node = rows.join(nodes, on="prompt_key", how="left", maintain_order="left")["node"].to_numpy()
@@ -111,11 +104,8 @@ def positions(keys: np.ndarray, seed: int) -> np.ndarray:
 
 def _nodes(rows: pl.DataFrame) -> pl.DataFrame:
     """Return one row per normalised prompt, in order of appearance."""
-    return (
-        rows.group_by("prompt_key", maintain_order=True)
-        .agg(pl.len().alias("rows"), pl.col("source_index").first())
-        .with_row_index("node")
-    )
+    groups = rows.group_by("prompt_key", maintain_order=True)
+    return groups.agg(pl.len().alias("rows"), pl.col("source_index").first()).with_row_index("node")
 
 
 def _pins(rows: pl.DataFrame) -> np.ndarray:
@@ -127,12 +117,10 @@ def _pins(rows: pl.DataFrame) -> np.ndarray:
 def _links(rows: pl.DataFrame, node: np.ndarray, pairs: pl.DataFrame) -> np.ndarray:
     """Return different nodes that ask nearly the same, later first, sorted."""
     place = pl.DataFrame({"id": rows["id"], "node": node}).unique("id", keep="first")
-    joined = pairs.join(place.rename({"id": "later", "node": "a"}), on="later").join(
-        place.rename({"id": "earlier", "node": "b"}), on="earlier"
-    )
-    ends = joined.select(
-        pl.max_horizontal("a", "b").alias("later"), pl.min_horizontal("a", "b").alias("earlier")
-    )
+    for end, node_name in (("later", "a"), ("earlier", "b")):
+        pairs = pairs.join(place.rename({"id": end, "node": node_name}), on=end)
+    later, earlier = pl.max_horizontal("a", "b"), pl.min_horizontal("a", "b")
+    ends = pairs.select(later.alias("later"), earlier.alias("earlier"))
     different = ends.filter(pl.col("later") != pl.col("earlier")).unique().sort("later", "earlier")
     return different.to_numpy().astype(np.int64).reshape(-1, 2)
 
@@ -200,17 +188,11 @@ def _require_rows(assignment: Assignment, where: str) -> None:
         if size:
             continue
         prompts, largest = len(np.unique(assignment.node)), assignment.largest_cluster()
-        raise UserError(
-            where,
-            f"the {name} split has 0 of {total} rows ({prompts} different prompts; "
-            f"{largest} rows ask nearly the same)",
-            f"add rows, or change `splits.{'test' if name == 'train' else name}`"
-            + (
-                "; if they only look alike, raise `cleaning.near_duplicates.similarity`"
-                if largest > total / 2
-                else ""
-            ),
-        )
+        found = f"{prompts} different prompts; {largest} rows ask nearly the same"
+        remedy = f"add rows, or change `splits.{'test' if name == 'train' else name}`"
+        if largest > total / 2:
+            remedy += "; if they only look alike, raise `cleaning.near_duplicates.similarity`"
+        raise UserError(where, f"the {name} split has 0 of {total} rows ({found})", remedy)
 
 
 def copies(ids: pl.Series, source_index: pl.Series, weights: Mapping[int, float]) -> np.ndarray:
