@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import hypothesis
 import pytest
 
 from finetune_assets import settings
@@ -12,6 +13,9 @@ from finetune_assets.registry import tracking
 from finetune_assets_tests.projects import inside, write_project
 from finetune_assets_tests.stores import postgres_server, s3_server  # noqa: F401
 from finetune_assets_tests.tiny import make_base
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SERVERS = {"postgres", "s3"}
 """Fixtures that start a server."""
