@@ -22,12 +22,7 @@ INITIAL = "initial.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 """File whose presence tells an adapter from a model tuned whole."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """torch's dtypes of weights that can be trained, by safetensors' names."""
 
 

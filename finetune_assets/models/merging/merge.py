@@ -14,12 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune_assets.models.adapters.saving import ADAPTER_CONFIG
 from finetune_assets.models.bases.layout import Layout
-from finetune_assets.models.bases.weights import (
-    INDEX,
-    copy_companions,
-    shards,
-    tensor_files,
-)
+from finetune_assets.models.bases.weights import INDEX, copy_companions, shards, tensor_files
 from finetune_assets.models.merging.update import Update
 
 

@@ -27,9 +27,7 @@ def train(request: Request, hardware: Hardware, listener: Listener) -> dict[str,
     """
     training, processes = request.training, ranks.wanted(request.training, hardware)
     hardware = replace(
-        hardware,
-        dtype=precision(training, hardware),
-        threads=max(1, hardware.threads // processes),
+        hardware, dtype=precision(training, hardware), threads=max(1, hardware.threads // processes)
     )
     root = checkpoints.folder(request.fingerprint)
     if count := checkpoints.fetch(request.fingerprint):

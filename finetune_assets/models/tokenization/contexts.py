@@ -187,8 +187,7 @@ class GrowingArray:
         """Write the header; numpy leaves room in it for the length, so its size stays the same."""
         description = np.lib.format.dtype_to_descr(self._dtype)
         np.lib.format.write_array_header_1_0(
-            self._file,
-            {"descr": description, "fortran_order": False, "shape": (self._size,)},
+            self._file, {"descr": description, "fortran_order": False, "shape": (self._size,)}
         )
 
 

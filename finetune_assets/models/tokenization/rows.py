@@ -176,11 +176,7 @@ class RowTokenizer:
     def _rendered(self, row: Row) -> Rendered:
         messages, functions = conversation(row), tools(row)
         text = render_conversation(
-            self.template,
-            messages,
-            functions=functions,
-            loss_mask=self.loss_mask,
-            where=place(row),
+            self.template, messages, functions=functions, loss_mask=self.loss_mask, where=place(row)
         )
         _require_calls_rendered(text.text, messages, functions, row)
         return text
