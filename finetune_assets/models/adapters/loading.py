@@ -44,13 +44,9 @@ def load_base(folder: Path, hardware: Hardware, training: Training) -> PreTraine
 
 
 def _device_map(training: Training, hardware: Hardware) -> dict[str, int] | None:
-    """Place the model on this process's own GPU, which its launcher numbers.
-
-    There is no map where the weights are spread: whoever divides them also places them, and ZeRO-3
-    refuses one.
-    """
+    """Place the model on this process's own GPU, which its launcher numbers."""
     if hardware.device != "cuda" or divides(training):
-        return None
+        return None  # whoever divides weights also places them, and ZeRO-3 refuses a map
     return {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
@@ -93,13 +89,10 @@ def add_adapter(
 ) -> Model:
     """Return a PEFT model with a fresh adapter in float32; with `method: full`, the model itself.
 
-    Args:
-        base: folder from which `model` was loaded.
-        initial: file, beside the checkpoints, that keeps the matrices from which `pissa` and
-            `loftq` begin; read where it exists, so that a resumed run has the same ones.
-
-    Raises:
-        UserError: a name of `training.lora` is no module of the model, or cannot be trained.
+    `base` is the folder from which `model` was loaded. The file `initial`, beside the checkpoints,
+    keeps the matrices from which `pissa` and `loftq` begin; it is read where it exists, so that a
+    resumed run has the same ones. A name of `training.lora` that is no module of the model, or
+    cannot be trained, is a UserError.
     """
     if training.method == "full":
         return model
