@@ -37,11 +37,9 @@ class Encoder:
     """A base's tokenizer without truncation, padding, or special tokens of its own."""
 
     def __init__(self, description: str, split_special_tokens: bool) -> None:
-        """Build the Rust core of a tokenizer.
+        """Build the Rust core of a tokenizer that is described as JSON.
 
-        Args:
-            description: the Rust tokenizer as JSON.
-            split_special_tokens: whether special tokens that a text spells out are plain text.
+        With `split_special_tokens`, special tokens that a text spells out are plain text.
         """
         from tokenizers import Tokenizer
 
@@ -62,11 +60,7 @@ class Encoder:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", where: str) -> "Encoder":
-        """Take over the Rust core of a tokenizer.
-
-        Raises:
-            UserError: the tokenizer has no Rust core.
-        """
+        """Take over the Rust core of a tokenizer, which must have one."""
         if not tokenizer.is_fast:
             raise UserError(
                 where,
@@ -116,8 +110,7 @@ class Encoder:
         size = len(text) if ascii_only else len(text.encode())
         as_spelled = not self._nfc or is_normalized("NFC", text)
         if edges[-1] - edges[0] != size or not as_spelled:
-            encoding = self._core.encode(text, add_special_tokens=False)
-            return _by_offsets(encoding, places)
+            return _by_offsets(self._core.encode(text, add_special_tokens=False), places)
         at = np.searchsorted(edges, in_bytes + edges[0])
         return Encoded(ids, at, edges[at] == in_bytes + edges[0])
 

@@ -22,17 +22,8 @@ class Listener(Protocol):
         """Take a structured event: where training is, as JSON values."""
 
 
-class Quiet:
+class Quiet(Listener):
     """A listener that does nothing; for further processes, scripts and tests."""
-
-    def log(self, message: str) -> None:
-        """Drop the line."""
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Drop the numbers."""
-
-    def observe(self, values: dict[str, float]) -> None:
-        """Drop the event."""
 
 
 class CheckpointSink(Protocol):
