@@ -32,7 +32,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def use_document_attention(model: Model) -> bool:
-    """Switch a model to document attention if its own is of that kind; say whether it was."""
+    """Switch a model to document attention where that is the same; return whether it is."""
     if not _is_plain(model.config):
         return False
     AttentionInterface.register(IMPLEMENTATION, _forward)

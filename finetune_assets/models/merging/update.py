@@ -46,7 +46,7 @@ class Update:
     def apply(self, name: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Change the model's tensor `name` as the adapter says.
 
-        `weights` are the parts in which it is stored, by their names, mostly one. The result are
+        `weights` are the parts in which it is stored, by their names, mostly one. The result has
         the same parts, changed, each in its own dtype.
         """
         whole = self._whole(name)

@@ -32,13 +32,14 @@ def suggestions(
     changes: dict[str, Any] = {}
     before = need(shape, training, target, counts).memory.total
     for change in _changes(shape, training, target, counts):
-        tried, where = _changed(training, target, {**changes, **change})
-        needed = need(shape, tried, where, counts).memory.total
+        wanted = changes | change
+        tried = Training.model_validate({**training.model_dump(), **wanted})
+        devices = wanted["devices"]["count"] if "devices" in wanted else target.devices
+        needed = need(shape, tried, replace(target, devices=devices), counts).memory.total
         if needed > before * (1 - SAVING):
             continue
-        changes |= change
-        before = needed
-        yield Suggestion(dict(changes), needed, needed <= target.memory)
+        changes, before = wanted, needed
+        yield Suggestion(changes, needed, needed <= target.memory)
         if needed <= target.memory:
             return
 
@@ -77,11 +78,3 @@ def _smaller_batches(schedule: Schedule, training: Training) -> Iterator[dict[st
             }
         elif not training.gradient_accumulation_steps and training.train_batch_size % smaller == 0:
             yield {"per_device_train_batch_size": smaller}
-
-
-def _changed(
-    training: Training, target: Target, changes: dict[str, Any]
-) -> tuple[Training, Target]:
-    tried = Training.model_validate({**training.model_dump(), **changes})
-    devices = changes["devices"]["count"] if "devices" in changes else target.devices
-    return tried, replace(target, devices=devices)

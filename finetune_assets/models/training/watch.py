@@ -82,7 +82,8 @@ class Watcher(TrainerCallback):
         """Have the prompts answered."""
         if self.answerer is not None:
             samples = self.answerer.answer(state.global_step)
-            state.log_history.append({"step": state.global_step, "samples": samples})
+            entry: dict[str, Any] = {"step": state.global_step, "samples": samples}
+            state.log_history.append(entry)
             for each in samples:
                 self.listener.log(f"step {each['step']}: {each['prompt']!r} -> {each['answer']!r}")
 
