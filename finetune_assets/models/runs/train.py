@@ -13,6 +13,7 @@ from finetune_assets.models.planning.schedule import make_schedule
 from finetune_assets.models.runs import recovery
 from finetune_assets.models.tokenization.contexts import Contexts
 from finetune_assets.models.training.request import Attempt, CheckpointSink, Listener, Request
+from finetune_assets.processes.garbage import set_aside_garbage
 from finetune_assets.storage import checkpoints
 from finetune_assets.storage.checkpoints import AttemptNote
 
@@ -63,9 +64,7 @@ def _run(
         from finetune_assets.models.runs.distributed import run_processes
 
         return run_processes(attempt, processes, listener, sink)
-    gc.disable()  # it would go through the million objects of the libraries again and again
-    from finetune_assets.models.training.attempt import run_attempt
+    with set_aside_garbage():
+        from finetune_assets.models.training.attempt import run_attempt
 
-    gc.freeze()
-    gc.enable()
     return run_attempt(attempt, listener, sink, recovery.stop_on_term())
