@@ -167,8 +167,5 @@ def _unknown(key: str, name: str, modules: Iterable[str]) -> UserError:
 def _require_biases(model: torch.nn.Module, lora: Lora) -> None:
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if lora.bias != "none" and not any(name.endswith(".bias") for name in names):
-        raise UserError(
-            "training.lora.bias",
-            f"`{lora.bias}` trains no bias, because the layers have none",
-            "write `bias: none`",
-        )
+        cause = f"`{lora.bias}` trains no bias, because the layers have none"
+        raise UserError("training.lora.bias", cause, "write `bias: none`")

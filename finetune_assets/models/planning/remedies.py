@@ -69,12 +69,9 @@ def _changes(
 
 def _smaller_batches(schedule: Schedule, training: Training) -> Iterator[dict[str, Any]]:
     """Fewer contexts a pass, with as many a step."""
-    micro, passes = schedule.micro_batch, schedule.accumulation
-    for smaller in range(micro - 1, 0, -1):
-        if training.gradient_accumulation_steps and micro * passes % smaller == 0:
-            yield {
-                "per_device_train_batch_size": smaller,
-                "gradient_accumulation_steps": micro * passes // smaller,
-            }
-        elif not training.gradient_accumulation_steps and training.train_batch_size % smaller == 0:
-            yield {"per_device_train_batch_size": smaller}
+    given = bool(training.gradient_accumulation_steps)
+    of_a_step = schedule.micro_batch * schedule.accumulation if given else training.train_batch_size
+    for smaller in range(schedule.micro_batch - 1, 0, -1):
+        if of_a_step % smaller == 0:
+            passes = {"gradient_accumulation_steps": of_a_step // smaller} if given else {}
+            yield {"per_device_train_batch_size": smaller, **passes}

@@ -70,15 +70,10 @@ class Shape:
         return self.layers * sum(each.parameters for each in self.linears)
 
     @property
-    def other(self) -> int:
-        """Parameters that no quantisation touches: embeddings, head, experts, normalisation."""
-        inside = self.layers * (self.experts + self.norms)
-        return self.embedding + self.head + inside + self.hidden
-
-    @property
     def parameters(self) -> int:
-        """All parameters."""
-        return self.linear + self.other
+        """All parameters, also those that no quantisation touches."""
+        inside = self.layers * (self.experts + self.norms)
+        return self.linear + self.embedding + self.head + inside + self.hidden
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def halve(schedule: Schedule) -> Schedule:
-    """Return the same steps with at most half the contexts in a forward pass, if it has several."""
+    """Return the same steps with at most half the contexts in a forward pass, which needs two."""
     if schedule.micro_batch == 1:
         raise UserError(
             "training",

@@ -73,11 +73,8 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
         """Return the tokens of each text, and where in them its `places` (characters) are."""
-        made: list[Encoded] = []
-        for start in range(0, len(texts), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            made += self._encoded(texts[some], places[some])
-        return made
+        parts = [slice(start, start + AT_ONCE) for start in range(0, len(texts), AT_ONCE)]
+        return [each for part in parts for each in self._encoded(texts[part], places[part])]
 
     def _encoded(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
         if self._widths is None:

@@ -37,9 +37,9 @@ class FullRounds(Dataset[Context]):
         return self._length
 
     def __getitem__(self, index: int) -> Context:
-        if index < len(self.contexts):
-            return self.contexts[index]
-        return without_loss(self.contexts[0])
+        return (
+            self.contexts[index] if index < len(self.contexts) else without_loss(self.contexts[0])
+        )
 
 
 class Shuffled(Sampler[int]):
