@@ -113,11 +113,9 @@ def add_adapter(
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(
-            "training.lora",
-            textwrap.shorten(f"PEFT refuses it: {error}", 200),
-            "let `targets` name linear or embedding layers only",
-        ) from error
+        cause = textwrap.shorten(f"PEFT refuses it: {error}", 200)
+        remedy = "let `targets` name linear or embedding layers only"
+        raise UserError("training.lora", cause, remedy) from error
     _require_biases(adapted, lora)
     if lora.init in FROM_BASE:
         begin(adapted, training, base, initial)

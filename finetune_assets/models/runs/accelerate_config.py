@@ -125,11 +125,9 @@ def fit_optimizer(training: Training, hardware: Hardware) -> Training:
     if strategy != "fsdp":
         _require_deepspeed(strategy, hardware)
         if optim.startswith("paged_lion"):
-            raise UserError(
-                "training.optim",
-                f"DeepSpeed moves AdamW's state to the host's memory, not that of `{optim}`",
-                "write `optim: paged_adamw_32bit`, or `lion_32bit`",
-            )
+            cause = f"DeepSpeed moves AdamW's state to the host's memory, not that of `{optim}`"
+            remedy = "write `optim: paged_adamw_32bit`, or `lion_32bit`"
+            raise UserError("training.optim", cause, remedy)
     own = "adamw_torch_fused" if strategy == "fsdp" else "adamw_torch"
     replaced = optim == "auto" or optim.startswith("paged_")
     return training.model_copy(update={"optim": own}) if replaced else training

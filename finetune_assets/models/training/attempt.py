@@ -25,8 +25,6 @@ from finetune_assets.models.training.watch import Watcher, histories, read_memor
 from finetune_assets.processes.garbage import set_aside_garbage
 from finetune_assets.storage import checkpoints
 
-SPLITS = ("train", "validation")
-
 Stopping = AbstractContextManager[Callable[[], bool]]
 """A block around training; yields what says whether this process is to stop."""
 
@@ -89,7 +87,7 @@ def _prepare(
 ) -> SupervisedTrainer:
     """Return a trainer that is ready to start."""
     request, hardware, training = attempt.request, attempt.hardware, attempt.request.training
-    contexts = {name: Contexts.open(request.training_set, name) for name in SPLITS}
+    contexts = {n: Contexts.open(request.training_set, n) for n in ("train", "validation")}
     torch.set_num_threads(hardware.threads)
     tokenizer = AutoTokenizer.from_pretrained(request.base)
     torch.manual_seed(training.seed)
