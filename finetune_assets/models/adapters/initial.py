@@ -33,11 +33,8 @@ Matrices = dict[str, torch.Tensor]
 def begin(model: PeftModel, training: Training, base: Path, kept: Path | None) -> None:
     """Set every A and B of a fresh adapter, for PiSSA also the base's weights.
 
-    Args:
-        kept: file of the first matrices; read where it exists, else written.
-
-    Raises:
-        UserError: a layer has no such decomposition.
+    The first matrices are read from the file `kept` where it exists, else written there. A layer
+    that has no such decomposition is a UserError.
     """
     layers = _layers(model, training)
     if kept is not None and kept.exists():
@@ -45,7 +42,8 @@ def begin(model: PeftModel, training: Training, base: Path, kept: Path | None) -
     else:
         first = _decompose(layers, training, base)
         if kept is not None:
-            _write(first, kept)
+            with replacing(kept) as scratch:  # so that a kill leaves a whole file or none
+                save_file(first, scratch)
     with torch.no_grad():
         for name, layer in layers.items():
             a, b = _matrices(layer)
@@ -56,20 +54,21 @@ def begin(model: PeftModel, training: Training, base: Path, kept: Path | None) -
                 part = _oriented(layer, layer.scaling["default"] * (b @ a))
                 weight.data = (weight.float() - part).to(weight.dtype)
             if training.lora.dora:
-                _set_magnitude(layer, a, b)
+                # DoRA's magnitude is the norm of the weight that training begins from.
+                magnitude: Any = layer.lora_magnitude_vector["default"]
+                scale = layer.scaling["default"]
+                whole = layer.get_base_layer()
+                magnitude.update_layer(base_layer=whole, lora_A=a, lora_B=b, scaling=scale)
 
 
 def difference(trained: Matrices, kept: Path, scale: float) -> Matrices:
     """Return `trained` with `scale * (B @ A - B0 @ A0)` as one product, of twice the rank.
 
-    Args:
-        kept: file of the first matrices, A0 and B0.
-        scale: of the trained adapter; that of the result is 1.
+    A0 and B0 are in the file `kept`; the scale of the result is 1.
     """
-    first = load_file(kept)
     result = dict(trained)
-    for name in first:
-        new, old = trained[name].float().cpu(), first[name]
+    for name, old in load_file(kept).items():
+        new = trained[name].float().cpu()
         result[name] = (
             torch.cat([new, old])
             if name.endswith("lora_A.weight")
@@ -151,17 +150,3 @@ def _lost(name: str, layer: LoraLayer, layout: Layout) -> torch.Tensor:
     with safe_open(layout.files[stored[0]], framework="pt") as file:
         original = file.get_tensor(stored[0]).to(held.device).float()
     return (original.T if layout.is_transposed(module) else original) - held
-
-
-def _set_magnitude(layer: LoraLayer, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Set DoRA's magnitude to the norm of the weight that training begins from."""
-    magnitude: Any = layer.lora_magnitude_vector["default"]
-    magnitude.update_layer(
-        base_layer=layer.get_base_layer(), lora_A=a, lora_B=b, scaling=layer.scaling["default"]
-    )
-
-
-def _write(matrices: Matrices, path: Path) -> None:
-    """Write in one rename, so that a kill leaves a whole file or none."""
-    with replacing(path) as scratch:
-        save_file(matrices, scratch)

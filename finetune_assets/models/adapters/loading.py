@@ -44,13 +44,9 @@ def load_base(folder: Path, hardware: Hardware, training: Training) -> PreTraine
 
 
 def _device_map(training: Training, hardware: Hardware) -> dict[str, int] | None:
-    """Place the model on this process's own GPU, which its launcher numbers.
-
-    There is no map where the weights are spread: whoever divides them also places them, and ZeRO-3
-    refuses one.
-    """
+    """Place the model on this process's own GPU, which its launcher numbers."""
     if hardware.device != "cuda" or divides(training):
-        return None
+        return None  # whoever divides weights also places them, and ZeRO-3 refuses a map
     return {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
@@ -93,13 +89,10 @@ def add_adapter(
 ) -> Model:
     """Return a PEFT model with a fresh adapter in float32; with `method: full`, the model itself.
 
-    Args:
-        base: folder from which `model` was loaded.
-        initial: file, beside the checkpoints, that keeps the matrices from which `pissa` and
-            `loftq` begin; read where it exists, so that a resumed run has the same ones.
-
-    Raises:
-        UserError: a name of `training.lora` is no module of the model, or cannot be trained.
+    `base` is the folder from which `model` was loaded. The file `initial`, beside the checkpoints,
+    keeps the matrices from which `pissa` and `loftq` begin; it is read where it exists, so that a
+    resumed run has the same ones. A name of `training.lora` that is no module of the model, or
+    cannot be trained, is a UserError.
     """
     if training.method == "full":
         return model
@@ -120,11 +113,9 @@ def add_adapter(
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(
-            "training.lora",
-            textwrap.shorten(f"PEFT refuses it: {error}", 200),
-            "let `targets` name linear or embedding layers only",
-        ) from error
+        cause = textwrap.shorten(f"PEFT refuses it: {error}", 200)
+        remedy = "let `targets` name linear or embedding layers only"
+        raise UserError("training.lora", cause, remedy) from error
     _require_biases(adapted, lora)
     if lora.init in FROM_BASE:
         begin(adapted, training, base, initial)
@@ -174,8 +165,5 @@ def _unknown(key: str, name: str, modules: Iterable[str]) -> UserError:
 def _require_biases(model: torch.nn.Module, lora: Lora) -> None:
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if lora.bias != "none" and not any(name.endswith(".bias") for name in names):
-        raise UserError(
-            "training.lora.bias",
-            f"`{lora.bias}` trains no bias, because the layers have none",
-            "write `bias: none`",
-        )
+        cause = f"`{lora.bias}` trains no bias, because the layers have none"
+        raise UserError("training.lora.bias", cause, "write `bias: none`")

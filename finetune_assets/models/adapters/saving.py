@@ -1,6 +1,5 @@
 """Writing what was trained as an artifact that stock PEFT or transformers loads."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.models.adapters.initial import difference
+from finetune_assets.models.adapters.initial import Matrices, difference
 from finetune_assets.models.bases.weights import copy_companions, dtypes, stored_dtype
 from finetune_assets.models.kernels.types import Model
 from finetune_assets.models.planning import ranks
@@ -22,12 +21,7 @@ INITIAL = "initial.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 """File whose presence tells an adapter from a model tuned whole."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """torch's dtypes of weights that can be trained, by safetensors' names."""
 
 
@@ -37,33 +31,25 @@ def save_adapter(
     training: Training,
     base: Path,
     initial: Path | None = None,
-    state_dict: dict[str, torch.Tensor] | None = None,
+    weights: Matrices | None = None,
 ) -> None:
     """Write the trained adapter (PEFT format) or, after full tuning, the model into `out`.
 
     Either applies to the original base, names no path of this machine, and is the same to the byte
-    for the same weights.
-
-    Args:
-        base: folder of the original base.
-        initial: the file that `add_adapter` was given.
-        state_dict: of a model that is divided over devices, gathered; else the model's own.
+    for the same weights: the model's own, or `weights`, which `gather` put together. `initial` is
+    the file that `add_adapter` was given.
     """
     if isinstance(model, PeftModel):
-        _save_peft(model, out, training, initial, state_dict)
+        _save_peft(model, out, training, initial, weights)
     else:
-        _save_model(model, out, base, state_dict)
+        _save_model(model, out, base, weights)
 
 
 def _save_peft(
-    model: PeftModel,
-    out: Path,
-    training: Training,
-    initial: Path | None,
-    state_dict: dict[str, torch.Tensor] | None,
+    model: PeftModel, out: Path, training: Training, initial: Path | None, weights: Matrices | None
 ) -> None:
     # PEFT would add a copy of the frozen embeddings where they are adapted.
-    tensors = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(model, weights, save_embedding_layers=False)
     config: Any = deepcopy(model.peft_config["default"])
     config.inference_mode = True
     config.base_model_name_or_path = None
@@ -82,20 +68,18 @@ def _save_peft(
     config.save_pretrained(str(out))
 
 
-def _save_model(
-    model: PreTrainedModel, out: Path, base: Path, state_dict: Mapping[str, torch.Tensor] | None
-) -> None:
+def _save_model(model: PreTrainedModel, out: Path, base: Path, weights: Matrices | None) -> None:
     """Write weights in the dtypes of the base's own; configuration and tokenizer are the base's."""
     found, usual = dtypes(base), stored_dtype(base)
-    weights = {
+    tensors = {
         name: tensor.detach().to(DTYPES[found.get(name, usual)])
-        for name, tensor in (state_dict or model.state_dict()).items()
+        for name, tensor in (weights or model.state_dict()).items()
     }
-    model.save_pretrained(out, state_dict=weights)
+    model.save_pretrained(out, state_dict=tensors)
     copy_companions(base, out)
 
 
-def gather(model: torch.nn.Module, training: Training) -> dict[str, torch.Tensor] | None:
+def gather(model: torch.nn.Module, training: Training) -> Matrices | None:
     """Put trained weights together, by name, in float32: every process asks, the first is told.
 
     The result is None where the model of each process has them anyway.

@@ -14,11 +14,7 @@ from finetune_assets.storage.fingerprint import digest
 
 
 def prepare(base: BaseReference, out: Path) -> dict[str, Any]:
-    """Write the base into `out` and return statistics.
-
-    Raises:
-        UserError: the base cannot be found, is not pinned, or has no chat template.
-    """
+    """Write the base into `out` and return statistics; without a template it is a UserError."""
     source = base.fetch()
     if base.is_gguf:
         _convert_gguf(source, out, base.gguf_option)

@@ -22,8 +22,6 @@ NEEDED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 Config = dict[str, Any]
 """The values of a `config.json`."""
 
-_REVISION = re.compile(r"[0-9a-f]{40}")
-
 _GGUF_KEYS = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -134,40 +132,30 @@ class BaseReference:
         config = AutoConfig.from_pretrained(self.fetch(weights=False), **self.gguf_option)
         return getattr(config, "max_position_embeddings", None)
 
+    def _error(self, cause: str, remedy: str) -> UserError:
+        return UserError(self.where, f"base model '{self.model}'{cause}", remedy)
+
     def _gguf_file(self) -> Path:
         package, _, file = self.model.removeprefix("package:").partition("/")
         spec = find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                self.where,
-                f"base model '{self.model}': the package is not installed",
-                f"pip install {package}",
-            )
+            raise self._error(": the package is not installed", f"pip install {package}")
         folder = Path(next(iter(spec.submodule_search_locations)))
         if not (folder / file).is_file():
             there = ", ".join(p.name for p in folder.glob("*.gguf")) or "no GGUF file"
-            raise UserError(
-                self.where,
-                f"base model '{self.model}': no such file in the package",
-                f"it has: {there}",
-            )
+            raise self._error(": no such file in the package", f"it has: {there}")
         return folder / file
 
     def _local_folder(self) -> Path:
         folder = Path(self.model)
         for needed in ("config.json", "tokenizer_config.json"):
             if not (folder / needed).is_file():
-                raise UserError(
-                    self.where,
-                    f"base model '{self.model}' is no model folder: it has no {needed}",
+                raise self._error(
+                    f" is no model folder: it has no {needed}",
                     "give a folder, `hub:ORG/NAME@REVISION` or `package:PACKAGE/FILE.gguf`",
                 )
         if not list(folder.glob("*.safetensors")):
-            raise UserError(
-                self.where,
-                f"base model '{self.model}' has no .safetensors weights",
-                "convert it to safetensors",
-            )
+            raise self._error(" has no .safetensors weights", "convert it to safetensors")
         return folder
 
     def _hub_snapshot(self, weights: bool) -> Path:
@@ -175,19 +163,17 @@ class BaseReference:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         name, _, revision = self.model.removeprefix("hub:").partition("@")
-        if not _REVISION.fullmatch(revision):
-            raise UserError(
-                self.where,
-                f"base model '{self.model}' is not pinned to a commit",
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise self._error(
+                " is not pinned to a commit",
                 "write `hub:ORG/NAME@` and the 40 hex digits of the revision",
             )
         patterns = NEEDED if weights else NEEDED[1:]
         try:
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise UserError(
-                self.where,
-                f"base model '{self.model}' cannot be had from the hub: {error}",
+            raise self._error(
+                f" cannot be had from the hub: {error}",
                 "check the name, the revision, the network and HF_TOKEN",
             ) from error
 

@@ -45,10 +45,7 @@ def generate(
 
 
 def _greedy(
-    model: Model,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    stops: set[int],
+    model: Model, prompts: list[list[int]], max_new_tokens: int, stops: set[int]
 ) -> list[tuple[list[int], bool]]:
     """New tokens of each prompt and whether it stopped; left-padded, key-value cache.
 

@@ -23,11 +23,7 @@ class HeapTrimmer(TrainerCallback):
     """Resident bytes above which the heap is trimmed; 0 until a step has been seen."""
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Trim the heap if the step that has just ended took more than the limit."""
         resident = psutil.Process().memory_info().rss

@@ -83,9 +83,7 @@ class _Forward:
 
 def _restored(weight: torch.Tensor, state: QuantState | None, dtype: torch.dtype) -> torch.Tensor:
     """The base's weight in the dtype of computation."""
-    if state is None:
-        return weight.to(dtype)
-    return dequantize_4bit(weight.data, state).to(dtype)
+    return (weight if state is None else dequantize_4bit(weight.data, state)).to(dtype)
 
 
 class FusedLora(torch.autograd.Function):

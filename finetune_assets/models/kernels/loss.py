@@ -82,31 +82,35 @@ def supervised_nll(
 ) -> tuple[torch.Tensor, int]:
     """Return the summed negative log-likelihood (nats, float32) and the tokens that it is over.
 
-    Args:
-        model: one of transformers or PEFT, also inside DDP or compilation.
-        batch: what `collate` has made.
-        fused: multiply by the output head in slices, whose logits are dropped at once, where the
-            head is a plain linear layer; needs its weight on this device, whole.
+    The model may be inside DDP or compilation. With `fused`, a plain linear output head, whole on
+    this device, multiplies in slices whose logits are dropped at once.
     """
     # Position i predicts token i + 1; the last position predicts nothing.
     targets = torch.full_like(batch["labels"], IGNORED)
     targets[:, :-1] = batch["labels"][:, 1:]
     keep = targets != IGNORED
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
-    if uses_document_attention(model_of(model)):
-        inputs["attention_mask"] = offsets_as_mask(batch["offsets"])
-    head = model_of(model).get_output_embeddings()
-    if fused and _is_plain_head(model_of(model), head):
+    plain = model_of(model)
+    inputs, head = inputs_of(plain, batch), plain.get_output_embeddings()
+    if fused and _is_plain_head(plain, head):
         with _bypass_head(head, keep):
             hidden = model(**inputs, use_cache=False).logits
         size = LOGIT_BYTES[hidden.device.type]
         learns = torch.is_grad_enabled()
         nll = SlicedCrossEntropy.apply(hidden, head.weight, targets[keep], size, learns)
         return nll, int(keep.sum())
-    with narrow_head(head, keep):
+    # Unlike `_bypass_head`, it leaves in force every model's own scaling and capping of logits.
+    with head.register_forward_pre_hook(lambda _, args: (args[0][keep], *args[1:])):
         logits = model(**inputs, use_cache=False).logits
     nll = torch.nn.functional.cross_entropy(logits.float(), targets[keep], reduction="sum")
     return nll, int(keep.sum())
+
+
+def inputs_of(model: Model, batch: Batch) -> Batch:
+    """Return what the model takes of a batch."""
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    if uses_document_attention(model):
+        inputs["attention_mask"] = offsets_as_mask(batch["offsets"])
+    return inputs
 
 
 def model_of(wrapped: torch.nn.Module) -> Model:
@@ -133,19 +137,6 @@ def _bypass_head(head: torch.nn.Module, keep: torch.Tensor) -> Iterator[None]:
         del head.forward
 
 
-@contextmanager
-def narrow_head(head: torch.nn.Module, keep: torch.Tensor) -> Iterator[None]:
-    """Give the output head hidden states (batch, length, width) at `keep` only, in this block.
-
-    Every model's own scaling and capping of logits stays in force, as its forward is not replaced.
-    """
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0][keep], *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 class SlicedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T`, a slice of rows at a time.
 
@@ -164,10 +155,8 @@ class SlicedCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """Return the loss (float32) of `hidden` (rows, width) by the head `weight`.
 
-        Args:
-            targets: the token that each row is to predict.
-            logit_bytes: float32 logits that exist at a time.
-            learning: whether gradients are wanted at all.
+        `targets` has the token that each row is to predict, `logit_bytes` is the size of the
+        float32 logits that exist at a time, and `learning` says whether gradients are wanted.
         """
         learns, tunes_head = (learning and needed for needed in ctx.needs_input_grad[:2])
         dtype = compute_dtype(hidden)

@@ -1,5 +1,6 @@
 """RMS norms in half the passes over memory that autograd makes of them."""
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -22,19 +23,14 @@ def fuse_norms(model: torch.nn.Module) -> int:
             and code.co_names == LlamaRMSNorm.forward.__code__.co_names
             and not module.weight.requires_grad
         ):
-            module.forward = _Forward(cast(LlamaRMSNorm, module))
+            # A partial, and no closure, so that it can be copied with the model.
+            module.forward = partial(_forward, cast(LlamaRMSNorm, module))
             fused += 1
     return fused
 
 
-class _Forward:
-    """The forward of one norm; an object, so that it can be copied with the model."""
-
-    def __init__(self, norm: LlamaRMSNorm) -> None:
-        self._norm = norm
-
-    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return FusedNorm.apply(hidden_states, self._norm.weight, self._norm.variance_epsilon)
+def _forward(norm: LlamaRMSNorm, hidden_states: torch.Tensor) -> torch.Tensor:
+    return FusedNorm.apply(hidden_states, norm.weight, norm.variance_epsilon)
 
 
 class FusedNorm(torch.autograd.Function):

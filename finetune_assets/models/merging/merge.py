@@ -14,12 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune_assets.models.adapters.saving import ADAPTER_CONFIG
 from finetune_assets.models.bases.layout import Layout
-from finetune_assets.models.bases.weights import (
-    INDEX,
-    copy_companions,
-    shards,
-    tensor_files,
-)
+from finetune_assets.models.bases.weights import INDEX, copy_companions, shards, tensor_files
 from finetune_assets.models.merging.update import Update
 
 
@@ -29,10 +24,7 @@ def merge(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     Any LoRA (rsLoRA, DoRA, biases, modules trained whole) is computed in float32 and stored in the
     dtype of the base's tensor; shards, names and tokenizer files stay those of the base. Memory:
     one shard. A model that was tuned whole is taken as it is, as hard links where the file system
-    has them.
-
-    Raises:
-        UserError: the adapter has tensors that the base has no weight for, or is no LoRA.
+    has them. An adapter that is no LoRA, or does not fit the base, is a UserError.
     """
     copy_companions(base, out)
     if not (adapter / ADAPTER_CONFIG).exists():
@@ -122,23 +114,18 @@ def parity(
 ) -> dict[str, float | int]:
     """Compare logits of what was trained (by PEFT, float32) with those of the merged model.
 
-    Args:
-        prompts: token ids of real prompts.
-
-    Returns:
-        Largest absolute logit difference, that difference relative to the logits' range, and the
-        number of positions at which the two disagree on the most likely token.
+    The result has the largest absolute difference, the same relative to the logits' range, and the
+    number of positions at which the two disagree on the most likely token of the real `prompts`.
     """
     whole = not (adapter / ADAPTER_CONFIG).exists()
     pair = AutoModelForCausalLM.from_pretrained(adapter if whole else base, dtype=torch.float32)
     expected = _logits(pair if whole else PeftModel.from_pretrained(pair, adapter), prompts)
     del pair
     actual = _logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), prompts)
-    difference = max(float((a - e).abs().max()) for a, e in zip(actual, expected, strict=True))
+    pairs = list(zip(actual, expected, strict=True))
+    difference = max(float((a - e).abs().max()) for a, e in pairs)
     span = max(float(e.max() - e.min()) for e in expected)
-    disagree = sum(
-        int((a.argmax(-1) != e.argmax(-1)).sum()) for a, e in zip(actual, expected, strict=True)
-    )
+    disagree = sum(int((a.argmax(-1) != e.argmax(-1)).sum()) for a, e in pairs)
     return {
         "max_logit_difference": difference,
         "relative_difference": difference / span,

@@ -31,16 +31,11 @@ class Update:
 
     @classmethod
     def read(cls, folder: Path, layout: Layout) -> "Update":
-        """Read an adapter.
-
-        Raises:
-            UserError: it is no LoRA of any kind.
-        """
+        """Read an adapter, which must be a LoRA of some kind."""
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         if config["peft_type"] != "LORA":
-            raise UserError(
-                str(folder), f"a {config['peft_type']} adapter cannot be merged", "train a LoRA"
-            )
+            cause = f"a {config['peft_type']} adapter cannot be merged"
+            raise UserError(str(folder), cause, "train a LoRA")
         return cls(layout, config, load_file(folder / ADAPTER_WEIGHTS))
 
     def touches(self, name: str) -> bool:
@@ -51,11 +46,8 @@ class Update:
     def apply(self, name: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Change the model's tensor `name` as the adapter says.
 
-        Args:
-            weights: the parts in which it is stored, by their names; mostly the one.
-
-        Returns:
-            The same parts, changed, each in its own dtype.
+        `weights` are the parts in which it is stored, by their names, mostly one. The result has
+        the same parts, changed, each in its own dtype.
         """
         whole = self._whole(name)
         if whole is not None:
@@ -78,11 +70,7 @@ class Update:
         return result
 
     def require_all_used(self, where: Path) -> None:
-        """Make sure that nothing of the adapter was left out.
-
-        Raises:
-            UserError: the base has no weight for some of its tensors.
-        """
+        """Make sure that the base had a weight for every tensor of the adapter."""
         left = sorted(self.tensors.keys() - self.used)
         if left:
             raise UserError(

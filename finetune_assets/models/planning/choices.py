@@ -17,7 +17,6 @@ LOGIT_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
 """Float32 logits that exist at a time: what a CPU's last cache holds; on a GPU, enough rows to keep
 it busy."""
 
-
 FROM_BASE = ("pissa", "loftq")
 """Values of `lora.init` by which an adapter begins from the base's own weights."""
 

@@ -57,11 +57,7 @@ GPUS = (
 def gpu(name: str, where: str) -> Gpu:
     """Find the device that `A100 80GB`, `a100-80gb`, `NVIDIA A100-SXM4-80GB` or `L4` stands for.
 
-    Args:
-        where: the option or variable that named it, for the error.
-
-    Raises:
-        UserError: no device is called so, or several are.
+    If none is called so, or several are, a UserError names the option or variable `where`.
     """
     asked = _words(name)
     near = [each for each in GPUS if _words(each.name) <= asked or asked <= _words(each.name)]

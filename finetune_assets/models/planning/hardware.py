@@ -96,64 +96,42 @@ def probe() -> Machine:
             liger=find_spec("liger_kernel") is not None,
             devices=torch.cuda.device_count(),
         )
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    flags = _cpu_flags()
     return Machine(
         cuda=False,
-        name=f"CPU {capabilities}",
+        name=f"CPU {torch.backends.cpu.get_cpu_capability()}",
         memory_gb=psutil.virtual_memory().total / 2**30,
         cores=len(os.sched_getaffinity(0)),
-        bf16=bool({"avx512_bf16", "amx_bf16"} & flags),
+        bf16=bool({"avx512_bf16", "amx_bf16"} & _cpu_flags()),
     )
 
 
 def resolve(machine: Machine) -> Hardware:
     """Decide how a machine computes; pure, so that every kind can be tested on any."""
-    if machine.cuda:
-        return Hardware(
-            device="cuda",
-            name=machine.name,
-            devices=machine.devices,
-            dtype="bfloat16" if machine.bf16 else "float16",
-            attention="flash_attention_2" if machine.flash_attention else "sdpa",
-            optimizer="paged_adamw_8bit",
-            tokens_per_batch=16384 if machine.memory_gb >= 40 else 4096,
-            generation_batch=64,
-            use_liger_kernel=machine.liger,
-            gradient_checkpointing=machine.memory_gb < 40,
-            threads=machine.cores,
-            document_attention=False,
-            fused_lora=True,
-            fused_norms=False,
-            keep_dequantised=False,
-            tokens_per_second=50_000.0,
-            # Both are guesses until they are measured on a GPU.
-            compile_seconds=90.0,
-            compile_gain=0.15,
-        )
+    cuda, large = machine.cuda, machine.memory_gb >= 40
     return Hardware(
-        device="cpu",
+        device="cuda" if cuda else "cpu",
         name=machine.name,
         devices=machine.devices,
-        dtype="bfloat16" if machine.bf16 else "float32",
-        attention="sdpa",
-        optimizer="adamw_torch_fused",
+        dtype="bfloat16" if machine.bf16 else "float16" if cuda else "float32",
+        attention="flash_attention_2" if cuda and machine.flash_attention else "sdpa",
+        optimizer="paged_adamw_8bit" if cuda else "adamw_torch_fused",
         # More tokens gain no speed on a CPU, where the matrix products are bound already.
-        tokens_per_batch=1024,
-        generation_batch=32,
-        use_liger_kernel=False,
-        gradient_checkpointing=False,
+        tokens_per_batch=(16384 if large else 4096) if cuda else 1024,
+        generation_batch=64 if cuda else 32,
+        use_liger_kernel=cuda and machine.liger,
+        gradient_checkpointing=cuda and not large,
         threads=machine.cores,
-        document_attention=True,
+        document_attention=not cuda,
         fused_lora=True,
-        fused_norms=True,
-        keep_dequantised=True,
-        tokens_per_second=200.0 * machine.cores,
-        # Compiled layers win nothing over the kernels of `attention.py`, `lora.py` and `norms.py`:
-        # SmolLM2-135M makes 331 tokens/s with and 399 without them, by
-        # `benchmarks/training_speed.py --ours "ours,ours, compiled"`, which also gives the seconds.
-        compile_seconds=17.0,
-        compile_gain=0.0,
+        fused_norms=not cuda,
+        keep_dequantised=not cuda,
+        tokens_per_second=50_000.0 if cuda else 200.0 * machine.cores,
+        # On a GPU, both are guesses until they are measured. On a CPU, compiled layers win nothing
+        # over the kernels of `attention.py`, `lora.py` and `norms.py`: SmolLM2-135M makes 331
+        # tokens/s with and 399 without them, by `benchmarks/training_speed.py --ours
+        # "ours,ours, compiled"`, which also gives the seconds.
+        compile_seconds=90.0 if cuda else 17.0,
+        compile_gain=0.15 if cuda else 0.0,
     )
 
 

@@ -56,6 +56,11 @@ class Computation:
     slack: float = 0.0
     """Share of temporary memory that the allocator loses to rounding and fragments."""
 
+    @property
+    def on_host(self) -> bool:
+        """Whether optimizer state may leave a full device for the host's memory."""
+        return self.cuda and self.optimizer.startswith("paged_")
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -113,9 +118,9 @@ def estimate_memory(
     shape: Shape, training: Training, computation: Computation, load: Load
 ) -> Memory:
     """Return the memory of one device at its peak."""
-    strategy = training.devices.strategy
     found = estimate_phases(shape, training, computation, load)
-    return peak([divide(phase, strategy, load.devices) for phase in found], computation.slack)
+    divided = [divide(phase, training.devices.strategy, load.devices) for phase in found]
+    return peak(divided, computation.slack)
 
 
 def peak(found: Iterable[Memory], slack: float = 0.0) -> Memory:
@@ -141,7 +146,7 @@ def estimate_phases(
     fixed = Memory(
         weights=frozen,
         adapter=0 if full else gradients,
-        optimizer=0 if on_host(computation) else optimizer_bytes(matrices, computation),
+        optimizer=0 if computation.on_host else optimizer_bytes(matrices, computation),
         runtime=computation.runtime,
     )
     several, sharded = load.devices > 1, strategy in ("fsdp", "zero3")
@@ -164,11 +169,10 @@ def weight_bytes(shape: Shape, training: Training, computation: Computation) -> 
         return shape.parameters * FLOAT32
     if training.quantization == "none":
         return shape.parameters * computation.compute
+    quantised = shape.linear
     if computation.dequantised and training.quantization in ("nf4", "fp4"):
-        restored = shape.layers * sum(x.parameters for x in adapted(shape, training.lora.targets))
-    else:
-        restored = 0
-    quantised = shape.linear - restored
+        restored = adapted(shape, training.lora.targets)
+        quantised -= shape.layers * sum(linear.parameters for linear in restored)
     rest = shape.parameters - quantised
     return round(quantised * quantised_bytes(training)) + rest * computation.compute
 
@@ -208,12 +212,8 @@ def trained_matrices(shape: Shape, training: Training) -> Matrices:
     return matrices
 
 
-def _size(matrix: tuple[int, int]) -> int:
-    return matrix[0] * matrix[1]
-
-
 def _count(matrices: Matrices) -> int:
-    return sum(_size(matrix) * n for matrix, n in matrices.items())
+    return sum(rows * columns * n for (rows, columns), n in matrices.items())
 
 
 _MOMENTS = {"adamw": 2, "adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
@@ -228,11 +228,6 @@ def optimizer_bytes(matrices: Matrices, computation: Computation) -> int:
     each = 1 + FLOAT32 / 256 if name.endswith("_8bit") else FLOAT32
     moments = _MOMENTS.get(name.removesuffix("_8bit").removesuffix("_32bit"), 1)
     return round(_count(matrices) * moments * each)
-
-
-def on_host(computation: Computation) -> bool:
-    """Whether optimizer state may leave a full device for the host's memory."""
-    return computation.cuda and computation.optimizer.startswith("paged_")
 
 
 def _backward(
@@ -252,15 +247,12 @@ def _backward(
     back = tokens * computation.compute * (3 * shape.intermediate + 2 * shape.hidden)
     if training.method == "lora" and training.quantization != "none":
         back += max(linear.parameters for linear in shape.linears) * computation.compute
-    kept = shape.layers * block
+    kept, again = shape.layers * block, 0
     if computation.checkpointing:
         inputs = tokens * shape.hidden * computation.compute * shape.layers
-        kept = 0 if computation.offloads else inputs
-    again = block if computation.checkpointing else 0
-    return (
-        Memory(activations=kept, logits=logits),
-        Memory(activations=kept + again, workspace=back),
-    )
+        kept, again = 0 if computation.offloads else inputs, block
+    backward = Memory(activations=kept + again, workspace=back)
+    return Memory(activations=kept, logits=logits), backward
 
 
 def block_bytes(shape: Shape, training: Training, computation: Computation, longest: int) -> int:

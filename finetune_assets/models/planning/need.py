@@ -79,11 +79,9 @@ class Target:
 
 
 def target(training: Training, where: str, device: str | None, devices: int | None) -> Target:
-    """Return a named device, or without a name this machine.
+    """Return as many of a named device, or without a name of this machine, as the recipe says.
 
-    Args:
-        where: what named the device, for errors.
-        devices: number of devices; default: what the recipe says.
+    `where` named the device, and is named in errors; `devices` is another number of them.
     """
     named = gpu(device, where) if device else None
     machine = named.machine() if named else probe()

@@ -4,12 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from finetune_assets.catalog.training import Training
-from finetune_assets.models.planning.memory import (
-    Memory,
-    on_host,
-    optimizer_bytes,
-    trained_matrices,
-)
+from finetune_assets.models.planning.memory import Memory, optimizer_bytes, trained_matrices
 from finetune_assets.models.planning.need import Counts, Need, Target, epochs, need
 from finetune_assets.models.planning.remedies import Suggestion, suggestions
 from finetune_assets.models.planning.schedule import Schedule
@@ -65,14 +60,13 @@ class Plan:
 def preflight(shape: Shape, training: Training, target: Target, counts: Counts) -> Plan:
     """Estimate what a run needs, and if that does not fit, what would."""
     needed = need(shape, training, target, counts)
-    paged = on_host(needed.computation)
-    state = optimizer_bytes(trained_matrices(shape, training), needed.computation) if paged else 0
+    computation, matrices = needed.computation, trained_matrices(shape, training)
     fits = needed.memory.total <= target.memory
     return Plan(
         target=target,
         needed=needed.memory,
-        on_host=state,
-        checkpointing=needed.computation.checkpointing,
+        on_host=optimizer_bytes(matrices, computation) if computation.on_host else 0,
+        checkpointing=computation.checkpointing,
         schedule=needed.schedule,
         counts=counts,
         tokens=round(epochs(needed.schedule, target, counts) * counts.tokens),
@@ -100,9 +94,7 @@ def _seconds(
         span=span,
     )
     seen = ceil(schedule.total_steps / schedule.eval_steps) * counts.validation_tokens
-    losses = (
-        forward_operations(shape, tokens=seen, supervised=seen * share, span=span) / target.devices
-    )
+    losses = forward_operations(shape, tokens=seen, supervised=seen * share, span=span)
     passes = schedule.total_steps * schedule.accumulation
     trains = seconds(shape, training, needed.computation, target.speed, work=work, passes=passes)
-    return trains + losses / rate
+    return trains + losses / target.devices / rate

@@ -8,11 +8,7 @@ from finetune_assets.models.planning.hardware import Hardware
 
 
 def wanted(training: Training, hardware: Hardware) -> int:
-    """Return the number of processes that the recipe asks for, one a device.
-
-    Raises:
-        UserError: the machine has fewer GPUs.
-    """
+    """Return the number of processes that the recipe asks for, one a device that must be there."""
     count = training.devices.count
     if count == "auto":
         return hardware.devices

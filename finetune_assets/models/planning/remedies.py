@@ -32,13 +32,14 @@ def suggestions(
     changes: dict[str, Any] = {}
     before = need(shape, training, target, counts).memory.total
     for change in _changes(shape, training, target, counts):
-        tried, where = _changed(training, target, {**changes, **change})
-        needed = need(shape, tried, where, counts).memory.total
+        wanted = changes | change
+        tried = Training.model_validate({**training.model_dump(), **wanted})
+        devices = wanted["devices"]["count"] if "devices" in wanted else target.devices
+        needed = need(shape, tried, replace(target, devices=devices), counts).memory.total
         if needed > before * (1 - SAVING):
             continue
-        changes |= change
-        before = needed
-        yield Suggestion(dict(changes), needed, needed <= target.memory)
+        changes, before = wanted, needed
+        yield Suggestion(changes, needed, needed <= target.memory)
         if needed <= target.memory:
             return
 
@@ -68,20 +69,9 @@ def _changes(
 
 def _smaller_batches(schedule: Schedule, training: Training) -> Iterator[dict[str, Any]]:
     """Fewer contexts a pass, with as many a step."""
-    micro, passes = schedule.micro_batch, schedule.accumulation
-    for smaller in range(micro - 1, 0, -1):
-        if training.gradient_accumulation_steps and micro * passes % smaller == 0:
-            yield {
-                "per_device_train_batch_size": smaller,
-                "gradient_accumulation_steps": micro * passes // smaller,
-            }
-        elif not training.gradient_accumulation_steps and training.train_batch_size % smaller == 0:
-            yield {"per_device_train_batch_size": smaller}
-
-
-def _changed(
-    training: Training, target: Target, changes: dict[str, Any]
-) -> tuple[Training, Target]:
-    tried = Training.model_validate({**training.model_dump(), **changes})
-    devices = changes["devices"]["count"] if "devices" in changes else target.devices
-    return tried, replace(target, devices=devices)
+    given = bool(training.gradient_accumulation_steps)
+    of_a_step = schedule.micro_batch * schedule.accumulation if given else training.train_batch_size
+    for smaller in range(schedule.micro_batch - 1, 0, -1):
+        if of_a_step % smaller == 0:
+            passes = {"gradient_accumulation_steps": of_a_step // smaller} if given else {}
+            yield {"per_device_train_batch_size": smaller, **passes}

@@ -25,11 +25,7 @@ class Schedule:
 def make_schedule(
     contexts: int, training: Training, hardware: Hardware, *, devices: int = 1
 ) -> Schedule:
-    """Derive the batches and steps of a run over `contexts` training contexts.
-
-    Args:
-        devices: processes that share every optimizer step.
-    """
+    """Derive the batches and steps of a run over training contexts, shared by `devices`."""
     micro, accumulation = _batches(contexts, training, hardware, devices)
     per_epoch = max(1, math.ceil(contexts / (micro * accumulation * devices)))
     total = training.max_steps or math.ceil(training.num_train_epochs * per_epoch)

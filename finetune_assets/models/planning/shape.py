@@ -70,15 +70,10 @@ class Shape:
         return self.layers * sum(each.parameters for each in self.linears)
 
     @property
-    def other(self) -> int:
-        """Parameters that no quantisation touches: embeddings, head, experts, normalisation."""
-        inside = self.layers * (self.experts + self.norms)
-        return self.embedding + self.head + inside + self.hidden
-
-    @property
     def parameters(self) -> int:
-        """All parameters."""
-        return self.linear + self.other
+        """All parameters, also those that no quantisation touches."""
+        inside = self.layers * (self.experts + self.norms)
+        return self.linear + self.embedding + self.head + inside + self.hidden
 
 
 @dataclass(frozen=True)
@@ -96,6 +91,9 @@ class _Names:
 
 
 _GPT = ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", False
+_FALCON = _Names(
+    ("self_attention.query_key_value",), "self_attention.dense", *_GPT, block="transformer.h"
+)
 _FAMILIES = {
     "phi3": _Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),
     "glm": _Names(up=("mlp.gate_up_proj",)),
@@ -109,12 +107,8 @@ _FAMILIES = {
     "gpt_neox": _Names(
         ("attention.query_key_value",), "attention.dense", *_GPT, block="gpt_neox.layers"
     ),
-    "falcon": _Names(
-        ("self_attention.query_key_value",), "self_attention.dense", *_GPT, block="transformer.h"
-    ),
-    "bloom": _Names(
-        ("self_attention.query_key_value",), "self_attention.dense", *_GPT, block="transformer.h"
-    ),
+    "falcon": _FALCON,
+    "bloom": _FALCON,
     "gpt2": _Names(
         ("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj", False, "transformer.h"
     ),
@@ -140,11 +134,7 @@ def known(config: Config) -> bool:
 
 
 def read(config: Config, where: str) -> Shape:
-    """Derive the shape that a Hugging Face `config.json` describes.
-
-    Raises:
-        UserError: the blocks of the architecture are not known.
-    """
+    """Derive the shape that a Hugging Face `config.json` describes, if such blocks are known."""
     config = config.get("text_config") or config
     family = str(config.get("model_type", "llama"))
     names = _FAMILIES.get(family, _Names())
@@ -211,10 +201,8 @@ def _positions(config: Config, family: str) -> int:
 
 def _attention(names: _Names, hidden: int, query: int, kv: int) -> list[Linear]:
     widths = (query, kv, kv) if len(names.qkv) == 3 else (query + 2 * kv,)
-    ins = [
-        Linear(path, hidden, wide, "attention")
-        for path, wide in zip(names.qkv, widths, strict=True)
-    ]
+    outputs = zip(names.qkv, widths, strict=True)
+    ins = [Linear(path, hidden, wide, "attention") for path, wide in outputs]
     return [*ins, Linear(names.out, query, hidden, "heads")]
 
 
@@ -256,18 +244,15 @@ class _Experts:
 
 
 def adapted(shape: Shape, targets: str | list[str]) -> list[Linear]:
-    """Return the linear layers of a block that LoRA adapts, as PEFT's `target_modules` chooses.
-
-    Raises:
-        UserError: the model has none of them.
-    """
+    """Return the linear layers of a block that LoRA adapts, as PEFT's `target_modules` chooses."""
     if targets == "all-linear":
         return list(shape.linears)
     if isinstance(targets, str):
         pattern = re.compile(targets)
         found = [x for x in shape.linears if pattern.fullmatch(f"{shape.block}.0.{x.path}")]
     else:
-        found = [x for x in shape.linears if any(_ends(x.path, target) for target in targets)]
+        ends = tuple(f".{target}" for target in targets)
+        found = [x for x in shape.linears if f".{x.path}".endswith(ends)]
     if not found and not ({"lm_head", "embed_tokens"} & set(targets)):
         raise UserError(
             "training.lora.targets",
@@ -275,7 +260,3 @@ def adapted(shape: Shape, targets: str | list[str]) -> list[Linear]:
             f"write all-linear, or some of: {', '.join(x.path for x in shape.linears)}",
         )
     return found
-
-
-def _ends(path: str, target: str) -> bool:
-    return path == target or path.endswith(f".{target}")

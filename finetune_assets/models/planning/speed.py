@@ -65,12 +65,7 @@ def seconds(
     work: float,
     passes: int,
 ) -> float:
-    """Return how long training computes on one device.
-
-    Args:
-        work: operations of the training.
-        passes: passes in which they are done, each forth and back.
-    """
+    """Return how long one device computes for `work` operations in `passes` forth and back."""
     needed = max(work / speed.operations, passes * shape.layers * speed.block)
     if training.quantization != "none" and not computation.dequantised:
         times = passes * (3 if computation.checkpointing else 2)
@@ -81,9 +76,7 @@ def seconds(
 def forward_operations(shape: Shape, *, tokens: float, supervised: float, span: float) -> float:
     """Return the operations of a forward pass.
 
-    Args:
-        supervised: tokens whose logits are computed.
-        span: tokens that an attending token's row has; it sees half of them on average.
+    `supervised` tokens have their logits computed; each token sees half of its `span` on average.
     """
     return (
         2 * (shape.linear + shape.layers * shape.active_experts) * tokens

@@ -19,8 +19,7 @@ def accelerate_config(
 ) -> dict[str, Any]:
     """Return the content of the file that `accelerate launch --config_file` takes.
 
-    Args:
-        deepspeed: file with the content of `deepspeed_config`, for the strategies of DeepSpeed.
+    For the strategies of DeepSpeed, the file `deepspeed` has the content of `deepspeed_config`.
     """
     config: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
@@ -67,10 +66,7 @@ def _fsdp(training: Training) -> dict[str, Any]:
 def deepspeed_config(
     training: Training, hardware: Hardware, schedule: Schedule, processes: int
 ) -> dict[str, Any]:
-    """Return DeepSpeed's own configuration.
-
-    Every value is given, as weights are divided while they are loaded.
-    """
+    """Return DeepSpeed's own configuration, whole, as weights are divided while they are loaded."""
     micro, passes = schedule.micro_batch, schedule.accumulation
     offloaded = training.optim.startswith("paged_")
     return {
@@ -108,10 +104,8 @@ def fit_optimizer(training: Training, hardware: Hardware) -> Training:
     """Return the recipe with the optimizer that its strategy can divide.
 
     `auto` is torch's AdamW: its state is divided, so that it needs neither 8 bits nor the host's
-    memory. A paged AdamW keeps its state in the host's memory by DeepSpeed's own means.
-
-    Raises:
-        UserError: the strategy cannot do what the recipe says, or needs what is not there.
+    memory. A paged AdamW keeps its state in the host's memory by DeepSpeed's own means. What the
+    strategy cannot do, or needs and does not find, is a UserError.
     """
     strategy, optim = training.devices.strategy, training.optim
     if strategy == "ddp":
@@ -131,26 +125,19 @@ def fit_optimizer(training: Training, hardware: Hardware) -> Training:
     if strategy != "fsdp":
         _require_deepspeed(strategy, hardware)
         if optim.startswith("paged_lion"):
-            raise UserError(
-                "training.optim",
-                f"DeepSpeed moves AdamW's state to the host's memory, not that of `{optim}`",
-                "write `optim: paged_adamw_32bit`, or `lion_32bit`",
-            )
+            cause = f"DeepSpeed moves AdamW's state to the host's memory, not that of `{optim}`"
+            remedy = "write `optim: paged_adamw_32bit`, or `lion_32bit`"
+            raise UserError("training.optim", cause, remedy)
     own = "adamw_torch_fused" if strategy == "fsdp" else "adamw_torch"
     replaced = optim == "auto" or optim.startswith("paged_")
     return training.model_copy(update={"optim": own}) if replaced else training
 
 
 def _require_deepspeed(strategy: str, hardware: Hardware) -> None:
+    where = "training.devices.strategy"
     if hardware.device == "cpu":
-        raise UserError(
-            "training.devices.strategy",
-            f"`{strategy}` needs GPUs: accelerate starts DeepSpeed on no CPU",
-            "write `strategy: fsdp`, or `ddp`",
-        )
+        cause = f"`{strategy}` needs GPUs: accelerate starts DeepSpeed on no CPU"
+        raise UserError(where, cause, "write `strategy: fsdp`, or `ddp`")
     if find_spec("deepspeed") is None:
-        raise UserError(
-            "training.devices.strategy",
-            f"`{strategy}` needs DeepSpeed, which is not installed",
-            "run `pip install deepspeed`, or write `strategy: fsdp`",
-        )
+        cause = f"`{strategy}` needs DeepSpeed, which is not installed"
+        raise UserError(where, cause, "run `pip install deepspeed`, or write `strategy: fsdp`")

@@ -21,12 +21,7 @@ from pydantic import TypeAdapter
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from finetune_assets.errors import UserError
-from finetune_assets.models.runs import recovery
-from finetune_assets.models.runs.accelerate_config import (
-    accelerate_config,
-    deepspeed_config,
-    fit_optimizer,
-)
+from finetune_assets.models.runs import accelerate_config, recovery
 from finetune_assets.models.training.request import Attempt, CheckpointSink, Listener
 from finetune_assets.storage import checkpoints
 
@@ -97,14 +92,14 @@ def outcome_of(folder: Path, rank: int) -> Path:
 def _write(attempt: Attempt, processes: int, folder: Path, *, copies: bool) -> None:
     """Write down what the processes are told."""
     training, hardware = attempt.request.training, attempt.hardware
-    request = replace(attempt.request, training=fit_optimizer(training, hardware))
+    request = replace(attempt.request, training=accelerate_config.fit_optimizer(training, hardware))
     told = TypeAdapter(Attempt).dump_python(replace(attempt, request=request), mode="json")
     told = {"attempt": told, "parent": os.getpid(), "copies": copies}
     (folder / TOLD).write_text(json.dumps(told))
     (folder / EVENTS).touch()
-    deepspeed = deepspeed_config(training, hardware, attempt.schedule, processes)
+    deepspeed = accelerate_config.deepspeed_config(training, hardware, attempt.schedule, processes)
     (folder / DEEPSPEED).write_text(json.dumps(deepspeed))
-    config = accelerate_config(training, hardware, processes, folder / DEEPSPEED)
+    config = accelerate_config.accelerate_config(training, hardware, processes, folder / DEEPSPEED)
     (folder / CONFIG).write_text(json.dumps(config))
 
 
@@ -138,11 +133,9 @@ def _end(folder: Path, rank: int, found: ProcessFailure) -> End:
 
 
 def find_culprit(ends: list[End]) -> End:
-    """Find the process whose end brought about that of the others.
-
-    A killed one leaves no exact time, so it goes before those that ended at the same time.
-    """
+    """Find the process whose end brought about that of the others."""
     began = min(end.time for end in ends)
+    # A killed one leaves no exact time, so it goes before those that ended at the same time.
     near = [end for end in ends if end.time <= began + SAME_TIME]
     return min(near, key=lambda end: (end.code >= 0, end.time))
 

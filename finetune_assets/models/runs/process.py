@@ -66,7 +66,12 @@ def main() -> None:
     listener: Listener = events if rank == 0 else Quiet()
     sink = events if told["copies"] else None
     try:
-        _join(attempt)
+        arguments = attempt.request.training.arguments
+        PartialState(  # meets the other processes
+            cpu=attempt.hardware.device == "cpu",
+            backend=arguments.get("ddp_backend"),
+            timeout=timedelta(seconds=arguments.get("ddp_timeout", 1800)),
+        )
         with recovery.explain_full_disk(attempt.root):
             statistics = run_attempt(attempt, listener, sink, _stop_together(folder))
         _say(folder, rank, {"statistics": statistics})
@@ -80,24 +85,9 @@ def main() -> None:
         traceback.print_exc()
         _say(folder, rank, {"out_of_memory": recovery.ran_out_of_memory(error)})
         _leave(1)
-    _part()
-    _leave(0)
-
-
-def _join(attempt: Attempt) -> None:
-    """Meet the other processes."""
-    arguments = attempt.request.training.arguments
-    PartialState(
-        cpu=attempt.hardware.device == "cpu",
-        backend=arguments.get("ddp_backend"),
-        timeout=timedelta(seconds=arguments.get("ddp_timeout", 1800)),
-    )
-
-
-def _part() -> None:
-    """Leave when the last one is done, as the first may still be writing."""
-    torch.distributed.barrier()
+    torch.distributed.barrier()  # until the last one is done: the first may still be writing
     torch.distributed.destroy_process_group()
+    _leave(0)
 
 
 @contextmanager

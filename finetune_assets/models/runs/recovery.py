@@ -31,11 +31,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def halve(schedule: Schedule) -> Schedule:
-    """Return the same steps with at most half the contexts in a forward pass, and more passes.
-
-    Raises:
-        UserError: a forward pass has one context already.
-    """
+    """Return the same steps with at most half the contexts in a forward pass, which needs two."""
     if schedule.micro_batch == 1:
         raise UserError(
             "training",
@@ -88,10 +84,7 @@ def forget_another_schedule(root: Path, schedule: Schedule, log: Callable[[str],
 
 
 def out_of_memory_kills() -> int:
-    """Count processes that Linux has ended for want of memory since it started.
-
-    Other systems keep no such count, which is 0 there.
-    """
+    """Count processes that Linux has ended for want of memory since it started; 0 elsewhere."""
     try:
         counters = Path("/proc/vmstat").read_text()
     except FileNotFoundError:

@@ -21,16 +21,12 @@ from finetune_assets.storage.checkpoints import AttemptNote
 def train(request: Request, hardware: Hardware, listener: Listener) -> dict[str, Any]:
     """Train, resume where an earlier attempt was cut off, and return statistics.
 
-    Raises:
-        UserError: the loss is not finite, a matrix gets no gradient, packed documents see each
-            other, or memory or disk do not suffice.
-        SystemExit: a TERM arrived; a checkpoint was written first.
+    A UserError says that the loss is not finite, a matrix gets no gradient, packed documents see
+    each other, or memory or disk do not suffice; a TERM ends in SystemExit, after a checkpoint.
     """
     training, processes = request.training, ranks.wanted(request.training, hardware)
     hardware = replace(
-        hardware,
-        dtype=precision(training, hardware),
-        threads=max(1, hardware.threads // processes),
+        hardware, dtype=precision(training, hardware), threads=max(1, hardware.threads // processes)
     )
     root = checkpoints.folder(request.fingerprint)
     if count := checkpoints.fetch(request.fingerprint):

@@ -46,11 +46,7 @@ class BatchTokenizer:
     training: Training
 
     def __call__(self, given: list[Row]) -> TokenBatch:
-        """Tokenise rows, and cut or leave out those that are too long.
-
-        Raises:
-            UserError: a row cannot be learned as it is; it is named.
-        """
+        """Tokenise rows, and cut or leave out those that are too long."""
         rows = [row for row in given if is_learned(row)]
         found = fit_rows(rows, self.tokenizer(rows), self.training)
         labels = np.concatenate([np.empty(0, np.int32), *(d.labels for d in found.documents)])

@@ -49,20 +49,15 @@ class Contexts(Sequence[Context]):
     """The contexts of a split; nothing but the light columns is read before it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Map the files of a split.
-
-        Raises:
-            UserError: the files do not belong together.
-        """
+        """Map the files of a split; a UserError says that they do not belong together."""
         self._folder = folder
         self._tokens, self._learned, self._documents, self._supervised = (
             _mapped(folder, name) for name in ("tokens", "learned", "documents", "supervised")
         )
         self._members, self._contexts = (_mapped(folder, name) for name in ("members", "contexts"))
+        count, documents = len(self._tokens), len(self._supervised)
         ends = (self._documents[-1], self._contexts[-1], len(self._documents) - 1)
-        if ends != (len(self._tokens), len(self._members), len(self._supervised)) or len(
-            self._tokens
-        ) != len(self._learned):
+        if ends != (count, len(self._members), documents) or count != len(self._learned):
             raise UserError(
                 str(folder), "its files do not belong together", "materialize training_sets again"
             )
@@ -187,8 +182,7 @@ class GrowingArray:
         """Write the header; numpy leaves room in it for the length, so its size stays the same."""
         description = np.lib.format.dtype_to_descr(self._dtype)
         np.lib.format.write_array_header_1_0(
-            self._file,
-            {"descr": description, "fortran_order": False, "shape": (self._size,)},
+            self._file, {"descr": description, "fortran_order": False, "shape": (self._size,)}
         )
 
 

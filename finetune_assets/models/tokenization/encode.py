@@ -37,11 +37,9 @@ class Encoder:
     """A base's tokenizer without truncation, padding, or special tokens of its own."""
 
     def __init__(self, description: str, split_special_tokens: bool) -> None:
-        """Build the Rust core of a tokenizer.
+        """Build the Rust core of a tokenizer that is described as JSON.
 
-        Args:
-            description: the Rust tokenizer as JSON.
-            split_special_tokens: whether special tokens that a text spells out are plain text.
+        With `split_special_tokens`, special tokens that a text spells out are plain text.
         """
         from tokenizers import Tokenizer
 
@@ -62,11 +60,7 @@ class Encoder:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", where: str) -> "Encoder":
-        """Take over the Rust core of a tokenizer.
-
-        Raises:
-            UserError: the tokenizer has no Rust core.
-        """
+        """Take over the Rust core of a tokenizer, which must have one."""
         if not tokenizer.is_fast:
             raise UserError(
                 where,
@@ -79,11 +73,8 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
         """Return the tokens of each text, and where in them its `places` (characters) are."""
-        made: list[Encoded] = []
-        for start in range(0, len(texts), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            made += self._encoded(texts[some], places[some])
-        return made
+        parts = [slice(start, start + AT_ONCE) for start in range(0, len(texts), AT_ONCE)]
+        return [each for part in parts for each in self._encoded(texts[part], places[part])]
 
     def _encoded(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
         if self._widths is None:
@@ -116,8 +107,7 @@ class Encoder:
         size = len(text) if ascii_only else len(text.encode())
         as_spelled = not self._nfc or is_normalized("NFC", text)
         if edges[-1] - edges[0] != size or not as_spelled:
-            encoding = self._core.encode(text, add_special_tokens=False)
-            return _by_offsets(encoding, places)
+            return _by_offsets(self._core.encode(text, add_special_tokens=False), places)
         at = np.searchsorted(edges, in_bytes + edges[0])
         return Encoded(ids, at, edges[at] == in_bytes + edges[0])
 

@@ -28,11 +28,7 @@ class Fitted:
 
 
 def fit_rows(rows: Sequence[Row], tokens: Sequence[Tokens], training: Training) -> Fitted:
-    """Make documents of rows; each of them teaches at least one token.
-
-    Raises:
-        UserError: a row is too long where `long_rows` is `error`.
-    """
+    """Make documents of rows, each of which teaches a token; one too long may be a UserError."""
     found = Fitted(row_lengths=[len(t.input_ids) for t in tokens])
     for row, each in zip(rows, tokens, strict=True):
         if is_document(row):

@@ -52,11 +52,7 @@ class Template:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", where: str = "chat template") -> "Template":
-        """Compile the chat template of a base.
-
-        Raises:
-            UserError: the base has no template, or one that is no Jinja.
-        """
+        """Compile the chat template of a base; none, or one that is no Jinja, is a UserError."""
         from jinja2 import TemplateError
 
         try:
@@ -72,11 +68,7 @@ class Template:
         functions: list[Any] | None = None,
         where: str = "chat template",
     ) -> str:
-        """Print a conversation; `open_turn` adds the assistant's header.
-
-        Raises:
-            UserError: the template refuses it.
-        """
+        """Print a conversation; `open_turn` adds the assistant's header."""
         from jinja2 import TemplateError
 
         try:
@@ -111,11 +103,7 @@ class Rendered:
 
 
 def require_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> str:
-    """Return the chat template of a base.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Return the chat template of a base; a UserError says that it has none."""
     if isinstance(tokenizer.chat_template, str) and tokenizer.chat_template:
         return tokenizer.chat_template
     raise UserError(
@@ -151,10 +139,8 @@ def render_conversation(
 
     A turn begins after its header and ends after the token that closes it. It is found by
     rendering the conversation up to the turn, so a template needs no `{% generation %}` markers.
-
-    Raises:
-        UserError: the template renders a turn differently once others follow it, so that what
-            the model learns is not what it sees when it is asked.
+    A template that renders a turn differently once others follow it is a UserError: the model would
+    not learn what it sees when it is asked.
     """
     text = template.render(messages, functions=functions, where=where)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -191,9 +177,7 @@ def _complement(spans: list[tuple[int, int]], length: int) -> list[tuple[int, in
 def stop_token_ids(tokenizer: "PreTrainedTokenizerBase", where: str) -> list[int]:
     """Return the tokens that end an answer: the one that closes a turn in the template, and EOS.
 
-    Raises:
-        UserError: the template closes no turn with a special token, so that a model trained on it
-            would never stop.
+    A model whose template closes no turn with a special token would never stop: a UserError.
     """
     probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     found = render_conversation(Template.of(tokenizer, where), probe, where=where)

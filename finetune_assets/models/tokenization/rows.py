@@ -44,8 +44,7 @@ def is_document(row: Row) -> bool:
 
 def conversation(row: Row) -> list[Message]:
     """Return the turns as chat templates take them; of a preference the chosen ones."""
-    turns = [*(row["messages"] or ()), *(row.get("chosen") or ())]
-    return [_for_template(turn) for turn in turns]
+    return [_for_template(t) for t in [*(row["messages"] or ()), *(row.get("chosen") or ())]]
 
 
 def tools(row: Row) -> list[Any] | None:
@@ -86,11 +85,7 @@ class Ends:
     def of(
         cls, tokenizer: "PreTrainedTokenizerBase", where: str, also_stop: Sequence[int] = ()
     ) -> "Ends":
-        """Find the ends of a base.
-
-        Raises:
-            UserError: the template closes no turn.
-        """
+        """Find the ends of a base, whose template must close turns."""
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         begun = tokenizer("a")["input_ids"][0] == bos  # pyright: ignore
         return cls(
@@ -134,15 +129,10 @@ class RowTokenizer:
         also_stop: Sequence[int] = (),
         **options: Unpack[Options],
     ) -> "RowTokenizer":
-        """Make the tokenizer of a base's rows.
+        """Make the tokenizer of a base's rows, with `options` for the fields of this class.
 
-        Args:
-            where: the dataset file, named in errors that concern all rows.
-            also_stop: tokens that end an answer besides the template's and EOS.
-            options: fields of this class.
-
-        Raises:
-            UserError: the base has no usable template or tokenizer.
+        A base without a usable template or tokenizer is a UserError about `where`, the dataset
+        file. `also_stop` are tokens that end an answer besides the template's and EOS.
         """
         ends = Ends.of(tokenizer, where, also_stop)
         return cls(Template.of(tokenizer, where), Encoder.of(tokenizer, where), ends, **options)
@@ -150,8 +140,7 @@ class RowTokenizer:
     def __call__(self, rows: Sequence[Row]) -> list[Tokens]:
         """Return the tokens of each row, with loss as `loss_mask` says, or on all of a document.
 
-        Raises:
-            UserError: a row cannot be learned as it is; it is named.
+        A row that cannot be learned as it is raises a UserError that names it.
         """
         chats = iter(self._conversations([row for row in rows if not is_document(row)]))
         documents = iter(self._documents([row for row in rows if is_document(row)]))
@@ -176,11 +165,7 @@ class RowTokenizer:
     def _rendered(self, row: Row) -> Rendered:
         messages, functions = conversation(row), tools(row)
         text = render_conversation(
-            self.template,
-            messages,
-            functions=functions,
-            loss_mask=self.loss_mask,
-            where=place(row),
+            self.template, messages, functions=functions, loss_mask=self.loss_mask, where=place(row)
         )
         _require_calls_rendered(text.text, messages, functions, row)
         return text

@@ -54,13 +54,13 @@ def build(
 ) -> dict[str, Any]:
     """Write the contexts of each split (see contexts.py) and return statistics.
 
-    The files depend on the rows, the base and the recipe alone, whatever the number of processes.
+    The files depend on the rows, the base and the recipe alone, whatever the number of processes;
+    as many as there are cores tokenise, if there are enough rows.
 
     Args:
         base: folder with the tokenizer and, where there are, the configurations of the model.
         splits: Parquet files of conversations by split name.
         where: the dataset file, named in errors.
-        processes: that tokenise; default: as many as there are cores, if there are enough rows.
 
     Raises:
         UserError: no chat template, no stop token, a row that cannot be learned as it is, a row
@@ -104,11 +104,7 @@ def build(
 def make_row_tokenizer(
     tokenizer: "PreTrainedTokenizerBase", base: Path, where: str, training: Training
 ) -> RowTokenizer:
-    """Make what tokenises the rows of a dataset for this base.
-
-    Raises:
-        UserError: the base has no usable template or tokenizer.
-    """
+    """Make what tokenises the rows of a dataset for this base."""
     config, generation = (
         json.loads(file.read_text()) if (file := base / name).exists() else {}
         for name in ("config.json", "generation_config.json")
@@ -168,10 +164,8 @@ class SplitProgress:
             return
         self._said = now
         rate = done / (now - self._started)
-        left = (self._total - done) / rate
-        self._say(
-            f"{self._name}: {done} of {self._total} rows, {rate:.0f} rows/s, {left:.0f} s left"
-        )
+        left = f"{(self._total - done) / rate:.0f} s left"
+        self._say(f"{self._name}: {done} of {self._total} rows, {rate:.0f} rows/s, {left}")
 
 
 def _require_loss(writer: Writer, counts: Tally, where: str, training: Training) -> None:

@@ -60,11 +60,7 @@ class Words:
 
 
 def are_independent(core: "Tokenizer", description: dict[str, Any]) -> bool:
-    """Whether the tokens of a text are those of its words.
-
-    Args:
-        description: the tokenizer as JSON, parsed.
-    """
+    """Whether the tokens of a text are those of its words; `description` is the parsed JSON."""
     steps = description["pre_tokenizer"] or {}
     steps = steps.get("pretokenizers", [steps])
     return (

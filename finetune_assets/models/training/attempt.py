@@ -2,14 +2,14 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from finetune_assets.errors import UserError
 from finetune_assets.models.adapters.saving import INITIAL, gather, save_adapter
@@ -25,8 +25,6 @@ from finetune_assets.models.training.watch import Watcher, histories, read_memor
 from finetune_assets.processes.garbage import set_aside_garbage
 from finetune_assets.storage import checkpoints
 
-SPLITS = ("train", "validation")
-
 Stopping = AbstractContextManager[Callable[[], bool]]
 """A block around training; yields what says whether this process is to stop."""
 
@@ -34,10 +32,7 @@ Stopping = AbstractContextManager[Callable[[], bool]]
 def run_attempt(
     attempt: Attempt, listener: Listener, sink: CheckpointSink | None, stopping: Stopping
 ) -> dict[str, Any]:
-    """Go on from the newest checkpoint to the end, as the only process or as one of several.
-
-    Returns:
-        Statistics of the run.
+    """Go on from the newest checkpoint to the end, alone or as one of several; return statistics.
 
     Raises:
         UserError: training would go wrong, or the best checkpoint is gone.
@@ -47,27 +42,23 @@ def run_attempt(
     try:
         resume = checkpoints.latest(attempt.root)
         with set_aside_garbage():
-            trainer, engine = _prepare(attempt, listener, sink, resume)
+            trainer = _prepare(attempt, listener, sink, resume)
         started = time.monotonic()
         with stopping as trainer.asked_to_stop:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         seconds = time.monotonic() - started
         _take_best(trainer)
-        _save(trainer, attempt)
-        return _statistics(attempt, trainer, engine, resume, seconds, started - began)
+        _save(trainer)
+        return _statistics(trainer, resume, seconds, started - began)
     finally:
         gc.unfreeze()  # what `set_aside_garbage` kept may be garbage now
 
 
 def _statistics(
-    attempt: Attempt,
-    trainer: SupervisedTrainer,
-    engine: Engine,
-    resume: Path | None,
-    seconds: float,
-    seconds_loading: float,
+    trainer: SupervisedTrainer, resume: Path | None, seconds: float, seconds_loading: float
 ) -> dict[str, Any]:
     state, tokens = trainer.state, trainer.watcher.tokens_seen * ranks.count()
+    attempt, engine = trainer.attempt, trainer.engine
     return {
         **histories(state.log_history),
         "best_validation_loss": state.best_metric,
@@ -93,14 +84,16 @@ def _statistics(
 
 def _prepare(
     attempt: Attempt, listener: Listener, sink: CheckpointSink | None, resume: Path | None
-) -> tuple[SupervisedTrainer, Engine]:
-    """Return a trainer that is ready to start, and what it trains."""
+) -> SupervisedTrainer:
+    """Return a trainer that is ready to start."""
     request, hardware, training = attempt.request, attempt.hardware, attempt.request.training
-    contexts = {name: Contexts.open(request.training_set, name) for name in SPLITS}
+    contexts = {n: Contexts.open(request.training_set, n) for n in ("train", "validation")}
     torch.set_num_threads(hardware.threads)
     tokenizer = AutoTokenizer.from_pretrained(request.base)
     torch.manual_seed(training.seed)
-    with _wait_for_first(training.lora.init in FROM_BASE):  # its first matrices are kept
+    # The others read the first matrices that the first process keeps.
+    alone = training.lora.init not in FROM_BASE or ranks.count() == 1
+    with nullcontext() if alone else PartialState().main_process_first():
         engine = _engine(attempt, contexts["train"])
     if training.packing and not ranks.divides(training):
         require_isolation(engine.model, contexts["train"], hardware.dtype)
@@ -110,16 +103,16 @@ def _prepare(
     answerer = None
     if asks and training.sample_prompts:
         answerer = PromptAnswerer(engine.model, tokenizer, training)
-    trainer = SupervisedTrainer(
+    pad = tokenizer.pad_token_id
+    return SupervisedTrainer(
         attempt,
         engine,
         contexts,
-        pad_token_id=_pad(tokenizer),
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
         progress=Progress.read(resume) if resume else Progress(),
         watcher=Watcher(listener, ranks.count(), answerer),
         sink=sink,
     )
-    return trainer, engine
 
 
 def _engine(attempt: Attempt, contexts: Contexts) -> Engine:
@@ -135,11 +128,6 @@ def _engine(attempt: Attempt, contexts: Contexts) -> Engine:
         tokens=round(float(contexts.lengths.mean()) * of_a_step * schedule.total_steps),
         checkpointing=attempt.hardware.gradient_checkpointing if chosen is None else chosen,
     )
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad = tokenizer.pad_token_id
-    return tokenizer.eos_token_id if pad is None else pad
 
 
 def _beginning(attempt: Attempt, engine: Engine, resume: Path | None) -> str:
@@ -171,8 +159,8 @@ def _take_best(trainer: SupervisedTrainer) -> None:
         trainer._load_best_model()
 
 
-def _save(trainer: SupervisedTrainer, attempt: Attempt) -> None:
-    request = attempt.request
+def _save(trainer: SupervisedTrainer) -> None:
+    request = trainer.attempt.request
     weights = gather(trainer.model, request.training)
     if trainer.is_world_process_zero():
         save_adapter(
@@ -180,16 +168,6 @@ def _save(trainer: SupervisedTrainer, attempt: Attempt) -> None:
             request.out,
             request.training,
             request.base,
-            attempt.root / INITIAL,
+            trainer.root / INITIAL,
             weights,
         )
-
-
-@contextmanager
-def _wait_for_first(needed: bool) -> Iterator[None]:
-    """Where needed, let the other processes begin the block when the first one has ended it."""
-    if needed and ranks.count() > 1:
-        with PartialState().main_process_first():
-            yield
-    else:
-        yield

@@ -10,27 +10,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune_assets.catalog.training import Training
 from finetune_assets.errors import UserError
-from finetune_assets.models.adapters.loading import (
-    Model,
-    adapter_in_float32,
-    add_adapter,
-    load_base,
-)
-from finetune_assets.models.kernels.attention import (
-    offsets_as_mask,
-    use_document_attention,
-    uses_document_attention,
-)
+from finetune_assets.models.adapters.loading import adapter_in_float32, add_adapter, load_base
+from finetune_assets.models.kernels.attention import use_document_attention
 from finetune_assets.models.kernels.lora import dequantise_base, fuse_lora
-from finetune_assets.models.kernels.loss import collate_flat
+from finetune_assets.models.kernels.loss import collate_flat, inputs_of
 from finetune_assets.models.kernels.norms import fuse_norms
+from finetune_assets.models.kernels.types import Model
 from finetune_assets.models.planning.choices import pays_to_compile, precision
 from finetune_assets.models.planning.hardware import Hardware
 from finetune_assets.models.tokenization.contexts import Context, Contexts
 
 PROBED, PROBE_TOKENS = 64, 64
 """Contexts looked through for one with two documents, and tokens of each that are compared."""
-NAMES = ("input_ids", "labels", "position_ids")
 ISOLATION = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Largest difference, as a share of the logits' range, that rounding explains."""
 
@@ -57,10 +48,8 @@ def build(
 ) -> Engine:
     """Load the base, add what is trained, and choose how it is computed.
 
-    Args:
-        initial: file that keeps the matrices from which `pissa` and `loftq` begin.
-        tokens: that the run will train on; says whether compiling pays.
-        checkpointing: recompute activations in the backward pass.
+    `initial` is the file that `add_adapter` takes. Whether compiling pays depends on the `tokens`
+    that the run will train on. With `checkpointing`, activations are computed again.
     """
     loaded = load_base(base, hardware, training)
     if hardware.document_attention:
@@ -90,13 +79,10 @@ def build(
         "compiled": compiled,
         "dtype": precision(training, hardware),
     }
-    whole = training.method == "lora" and fused == _adapted_layers(model)
+    adapted = sum(isinstance(module, LoraLayer) for module in model.modules())
+    whole = training.method == "lora" and fused == adapted
     extra = training.lora.modules_to_save or training.lora.bias != "none"
     return Engine(model, fused=whole and not extra, kernels=kernels)
-
-
-def _adapted_layers(model: torch.nn.Module) -> int:
-    return sum(isinstance(module, LoraLayer) for module in model.modules())
 
 
 def layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -108,17 +94,14 @@ def require_isolation(model: Model, contexts: Contexts, dtype: str) -> None:
     """Require that two documents in one row give the logits that each gives alone.
 
     An architecture whose layers carry state along the row (recurrent, convolutional) mixes packed
-    documents without a word.
-
-    Raises:
-        UserError: packed documents see each other.
+    documents without a word; here that is a UserError.
     """
     found = next((c for c in contexts[:PROBED] if (c.position_ids == 0).sum() > 1), None)
     if found is None:
         return
     ends = np.flatnonzero(np.append(found.position_ids, 0) == 0)
     spans = [slice(ends[i], min(ends[i + 1], ends[i] + PROBE_TOKENS)) for i in (0, 1)]
-    alone = [Context(*(getattr(found, n)[s] for n in NAMES)) for s in spans]
+    alone = [Context(*(values[s] for values in vars(found).values())) for s in spans]
     training = model.training
     model.eval()
     with torch.no_grad(), torch.autocast(model.device.type, getattr(torch, dtype)):
@@ -140,7 +123,4 @@ def require_isolation(model: Model, contexts: Contexts, dtype: str) -> None:
 def _logits(model: Model, parts: list[Context]) -> torch.Tensor:
     """Return the logits (tokens, vocabulary) of contexts in one row."""
     batch = {k: v.to(model.device) for k, v in collate_flat(parts).items()}
-    given = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
-    if uses_document_attention(model):
-        given["attention_mask"] = offsets_as_mask(batch["offsets"])
-    return model(**given, use_cache=False).logits[0].float()
+    return model(**inputs_of(model, batch), use_cache=False).logits[0].float()

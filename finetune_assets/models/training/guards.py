@@ -43,15 +43,12 @@ class GradientGuard:
         return not self.waiting
 
     def check(self) -> None:
-        """Judge the gradients of the step that is about to be made.
-
-        Raises:
-            UserError: names the first matrices that got none, and what to do.
-        """
+        """Judge the gradients of the coming step; a UserError names matrices that got none."""
         if self.done:
             return
         self.steps += 1
-        shut = self._behind_zero()
+        # Those whose partner is still zero.
+        shut = {n for n, b in self._partners.items() if n in self.waiting and not bool(b.any())}
         missing = []
         for name, norm in self._norms().items():
             if 0 < norm < float("inf"):
@@ -69,14 +66,6 @@ class GradientGuard:
         norms = torch._foreach_norm(list(found.values()), float("inf")) if found else []
         values = torch.stack([norm.float() for norm in norms]).tolist() if found else []
         return dict.fromkeys(self.waiting, 0.0) | dict(zip(found, values, strict=True))
-
-    def _behind_zero(self) -> set[str]:
-        """Return waiting matrices whose partner is still zero."""
-        return {
-            name
-            for name, partner in self._partners.items()
-            if name in self.waiting and not bool(partner.any())
-        }
 
     def _refuse(self, missing: list[str]) -> None:
         after = "1 step" if self.steps == 1 else f"{self.steps} steps"

@@ -37,9 +37,8 @@ class FullRounds(Dataset[Context]):
         return self._length
 
     def __getitem__(self, index: int) -> Context:
-        if index < len(self.contexts):
-            return self.contexts[index]
-        return without_loss(self.contexts[0])
+        real = index < len(self.contexts)
+        return self.contexts[index] if real else without_loss(self.contexts[0])
 
 
 class Shuffled(Sampler[int]):

@@ -11,8 +11,6 @@ from finetune_assets.catalog.arguments import Arguments
 from finetune_assets.catalog.explain import said
 from finetune_assets.errors import UserError
 
-SECTION = ("training", "arguments")
-
 
 class Unplaced(SFTConfig):
     """An SFTConfig that looks for no device: the process may be one of several, with its own."""
@@ -27,18 +25,13 @@ def require_valid(arguments: Mapping[str, object], where: str) -> Arguments:
     """Return arguments as SFTConfig takes them, numbers as numbers.
 
     Keys, types and ranges are those of `catalog/arguments.py`; then SFTConfig itself is asked. It
-    takes a second to import, so whoever has no arguments does without this module.
-
-    Args:
-        where: named in errors, e.g. the dataset file.
-
-    Raises:
-        UserError: an unknown key, one that the platform sets, or a value that is refused.
+    takes a second to import, so whoever has no arguments does without this module. An unknown key,
+    one that the platform sets, and a value that is refused are UserErrors about `where`.
     """
     try:
         valid = TypeAdapter(Arguments).validate_python(dict(arguments))
     except ValidationError as error:
-        found = [said((*SECTION, *item["loc"]), [item]) for item in error.errors()]
+        found = [said(("training", "arguments", *item["loc"]), [item]) for item in error.errors()]
         raise UserError(
             where, "; ".join(cause for cause, _ in found), "; ".join(remedy for _, remedy in found)
         ) from error

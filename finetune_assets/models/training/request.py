@@ -25,14 +25,10 @@ class Listener(Protocol):
 class Quiet:
     """A listener that does nothing; for further processes, scripts and tests."""
 
-    def log(self, message: str) -> None:
-        """Drop the line."""
+    def log(self, *_: object, **__: object) -> None:
+        """Drop what is told."""
 
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Drop the numbers."""
-
-    def observe(self, values: dict[str, float]) -> None:
-        """Drop the event."""
+    metrics = observe = log
 
 
 class CheckpointSink(Protocol):

@@ -1,10 +1,10 @@
 """Answers to a few declared prompts while training goes on, so that people see what it learns."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TypedDict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
 from finetune_assets.catalog.training import Training
@@ -13,16 +13,6 @@ from finetune_assets.models.kernels.generate import generate
 from finetune_assets.models.kernels.types import Model
 from finetune_assets.models.planning import ranks
 from finetune_assets.models.tokenization.render import prompt_ids, stop_token_ids
-
-
-class Sample(TypedDict):
-    """An answer, as reports and manifests show it."""
-
-    step: int
-    prompt: str
-    answer: str
-    stopped: bool
-    """The model ended the answer by itself."""
 
 
 class PromptAnswerer:
@@ -36,8 +26,8 @@ class PromptAnswerer:
         self.prompts = [prompt_ids(tokenizer, messages) for messages in asked]
         self.stops = stop_token_ids(tokenizer, "training.sample_prompts")
 
-    def answer(self, step: int) -> list[Sample]:
-        """Return the answers of the model as it is after a step."""
+    def answer(self, step: int) -> list[dict[str, JsonValue]]:
+        """Return the answers of the model as it is after a step, as an AdapterRecord's samples."""
         with _use_for_inference(self.model), _share_logits(self.model, self.training):
             answers = generate(
                 self.model,
@@ -69,19 +59,13 @@ def _use_for_inference(model: Model) -> Iterator[None]:
         model.train(training)
 
 
-@contextmanager
-def _share_logits(model: Model, training: Training) -> Iterator[None]:
+def _share_logits(model: Model, training: Training) -> AbstractContextManager[object]:
     """Let all processes go on from the first one's logits, so that they generate alike.
 
     Where weights are divided, one that stopped earlier would keep the others waiting for ever.
     """
     if not ranks.divides(training):
-        yield
-        return
-    hook = model.register_forward_hook(
+        return nullcontext()
+    return model.register_forward_hook(
         lambda _, __, output: torch.distributed.broadcast(output.logits, 0)
     )
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
@@ -63,6 +64,7 @@ class SupervisedTrainer(Trainer):
         watcher: Watcher,
         sink: CheckpointSink | None,
     ) -> None:
+        self.attempt, self.engine = attempt, engine
         self.recipe, self.hardware = attempt.request.training, attempt.hardware
         self.contexts, self.in_order = contexts, attempt.request.in_order
         self.pad_token_id, self.micro_batch = pad_token_id, attempt.schedule.micro_batch
@@ -137,8 +139,8 @@ class SupervisedTrainer(Trainer):
         self,
         model: torch.nn.Module,
         inputs: Batch,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
         """Count the batch's tokens, and compute its loss and gradients."""
         self.watcher.tokens_seen += int(inputs["tokens"])
         with _offload_activations(self.recipe):
@@ -149,8 +151,8 @@ class SupervisedTrainer(Trainer):
         model: torch.nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
         """Return this batch's part of the mean loss of a step's tokens (nats)."""
         nll, count = supervised_nll(model, inputs, fused=not self.divided)
         # Gradients are averaged over devices, each of which has its part of the sum.
@@ -160,8 +162,8 @@ class SupervisedTrainer(Trainer):
         return loss
 
     def _get_grad_norm(
-        self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None
-    ) -> torch.Tensor | float | None:
+        self, model: torch.nn.Module, grad_norm: Tensor | float | None = None
+    ) -> Tensor | float | None:
         norm = super()._get_grad_norm(model, grad_norm)
         # The loss scaling of fp16 skips such a step by itself.
         if norm is not None and not self.divided and self.accelerator.scaler is None:
@@ -169,11 +171,7 @@ class SupervisedTrainer(Trainer):
         return norm
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
-        """Compute and report the validation loss; the best so far is saved.
-
-        Raises:
-            UserError: it is not finite.
-        """
+        """Compute and report the validation loss; the best is saved, and it must be finite."""
         loss = self._validation_loss()
         if not math.isfinite(loss):
             raise UserError(
@@ -183,9 +181,8 @@ class SupervisedTrainer(Trainer):
             )
         result = {"eval_loss": loss}
         self.log(dict(result))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, result
-        )
+        handler = self.callback_handler
+        self.control = handler.on_evaluate(self.args, self.state, self.control, result)
         best = self.state.best_metric
         if self.recipe.load_best_model_at_end and (best is None or loss < best):
             self.control.should_save = True

@@ -34,9 +34,7 @@ CURVES = ("loss", "eval_loss", "learning_rate")
 class Watcher(TrainerCallback):
     """Tells a listener how a training goes, and has the declared prompts answered.
 
-    Args:
-        processes: number that share the work; speed is that of all.
-        answerer: asked at each validation loss; None where no prompts are declared.
+    Speed is that of all `processes`; `answerer` is asked at each validation loss.
     """
 
     def __init__(self, listener: Listener, processes: int, answerer: PromptAnswerer | None) -> None:
@@ -62,9 +60,11 @@ class Watcher(TrainerCallback):
         if not state.is_world_process_zero or not values:
             return
         self.last |= values
-        values |= {"tokens_per_second": self._speed(), **read_memory()}
-        self.listener.metrics(values, state.global_step)
         now = time.monotonic()
+        # Real tokens, since this process began to train.
+        speed = self.tokens_seen * self.processes / max(now - self.started, 1e-9)
+        values |= {"tokens_per_second": round(speed, 1), **read_memory()}
+        self.listener.metrics(values, state.global_step)
         if "validation_loss" in values or now - self.said >= self.pause:
             self.said, self.pause = now, min(self.pause * 1.25, LONGEST_PAUSE)
             self._tell(state, values)
@@ -87,11 +87,6 @@ class Watcher(TrainerCallback):
             for each in samples:
                 self.listener.log(f"step {each['step']}: {each['prompt']!r} -> {each['answer']!r}")
 
-    def _speed(self) -> float:
-        """Return real tokens per second of training since this process began it."""
-        elapsed = time.monotonic() - self.started
-        return round(self.tokens_seen * self.processes / max(elapsed, 1e-9), 1)
-
     def _tell(self, state: TrainerState, values: dict[str, float]) -> None:
         done = state.global_step - self.first_step
         left = (state.max_steps - state.global_step) / max(done, 1)
@@ -110,15 +105,9 @@ def named(logs: Log) -> dict[str, float]:
 
 def line(shown: Mapping[str, float]) -> str:
     """Return `step 12/140: loss 1.2, ...` for people."""
-    parts = [
-        f"{name} {shown[key]:.4g}"
-        for key, name in (
-            ("train_loss", "loss"),
-            ("validation_loss", "validation loss"),
-            ("learning_rate", "learning rate"),
-        )
-        if key in shown
-    ]
+    names = {"train_loss": "loss", "validation_loss": "validation loss"}
+    names["learning_rate"] = "learning rate"
+    parts = [f"{name} {shown[key]:.4g}" for key, name in names.items() if key in shown]
     parts.append(f"{shown['tokens_per_second']:.0f} tokens/s")
     parts.append(f"memory {shown['process_gb']:.2f} GB, peak {shown['process_peak_gb']:.2f}")
     if "device_used_gb" in shown:
