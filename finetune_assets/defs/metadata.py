@@ -25,10 +25,7 @@ Metadata = dict[str, Shown]
 
 
 def result(
-    manifest: Manifest,
-    reused: bool,
-    shown: Metadata,
-    checks: Sequence[dg.AssetCheckResult] = (),
+    manifest: Manifest, reused: bool, shown: Metadata, checks: Sequence[dg.AssetCheckResult] = ()
 ) -> dg.MaterializeResult:
     """Return the materialization of an artifact: the same, whether it was made or found."""
     common: Metadata = {

@@ -33,11 +33,7 @@ class RowScore:
 
 
 def score(
-    name: str,
-    outputs: Sequence[str],
-    references: Sequence[str],
-    *,
-    sql_script: str | None = None,
+    name: str, outputs: Sequence[str], references: Sequence[str], *, sql_script: str | None = None
 ) -> list[RowScore]:
     """Score each output against the reference of the same row.
 

@@ -107,8 +107,7 @@ def _line(metric: str, scores: Mapping[str, Scores]) -> Line:
         values={model: show(metric, values[metric]) for model, values in scores.items()},
         changes={
             model: Change(
-                show_change(metric, values[metric], tuned),
-                verdict(metric, values[metric], tuned),
+                show_change(metric, values[metric], tuned), verdict(metric, values[metric], tuned)
             )
             for model, values in scores.items()
             if model != "tuned"
