@@ -69,7 +69,7 @@ class Tracking(dg.ConfigurableResource):
         status: tracking.Status = "FAILED"
         try:
             if upstream:
-                tracking.log_inputs(run_id, _inputs(dataset, upstream))
+                tracking.log_inputs(run_id, upstream)
             yield
             status = "FINISHED"
         except (DagsterExecutionInterruptedError, KeyboardInterrupt):
@@ -110,16 +110,3 @@ def newest_uri(instance: dg.DagsterInstance, asset: str, dataset: str) -> str | 
     """Return the URI of the manifest of an asset's newest materialization, if there is one."""
     found = newest(instance, asset, dataset)
     return str(found[0].metadata["manifest"].value) if found else None
-
-
-def _inputs(dataset: str, upstream: Mapping[str, Manifest]) -> dict[str, tracking.Input]:
-    """Describe the data that a run reads to MLflow."""
-    return {
-        asset: {
-            "name": f"{asset}/{dataset}",
-            "digest": made.data_version,
-            "uri": made.uri,
-            "profile": {k: v for k, v in made.statistics.items() if isinstance(v, int)},
-        }
-        for asset, made in upstream.items()
-    }

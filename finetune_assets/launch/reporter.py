@@ -56,9 +56,8 @@ class Reporter:
             yield
             return
         ended = threading.Event()
-        self._thread = threading.Thread(
-            target=self._follow, args=(self._mlflow_run_id, config, ended), daemon=True
-        )
+        given = (self._mlflow_run_id, config, ended)
+        self._thread = threading.Thread(target=self._follow, args=given, daemon=True)
         self._thread.start()
         try:
             yield

@@ -115,7 +115,7 @@ def evaluation_reports(job: Job, out: Path, report: Reporter) -> EvaluationRecor
     models = {"base": job.folder("base_models"), "tuned": job.folder("merged_models")}
     if "champion" in job.inputs:
         models["champion"] = job.folder("champion")
-    found = evaluate(
+    record = evaluate(
         models,
         job.folder("test_splits") / "rows.parquet",
         out,
@@ -128,7 +128,7 @@ def evaluation_reports(job: Job, out: Path, report: Reporter) -> EvaluationRecor
         metrics=report.metrics,
     )
     report.file(out / "report.html")
-    return EvaluationRecord.model_validate(found)
+    return record
 
 
 def registered_models(job: Job, out: Path, report: Reporter) -> RegisteredRecord:
@@ -166,18 +166,13 @@ def main() -> None:
             if task is adapters:
                 checkpoints.remove(job.manifest.fingerprint)
         except UserError as error:
-            pipes.report_custom_message(
-                {"error": {"where": error.where, "cause": error.cause, "remedy": error.remedy}}
-            )
+            pipes.report_custom_message({"error": vars(error)})
             sys.exit(1)
         report.log(f"{sys.argv[1]} published in {time.monotonic() - started:.1f} s")
 
 
 def peak_rss_gb() -> float:
-    """Return the largest resident memory of this process so far, in GB.
-
-    Linux counts it in KiB.
-    """
+    """Return the largest resident memory of this process so far, in GB; Linux counts in KiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
 
 
