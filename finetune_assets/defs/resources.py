@@ -51,10 +51,7 @@ class Tracking(dg.ConfigurableResource):
 
     @contextmanager
     def follow(
-        self,
-        context: dg.AssetExecutionContext,
-        manifest: Manifest,
-        upstream: Mapping[str, Manifest],
+        self, context: dg.AssetExecutionContext, manifest: Manifest, inputs: Mapping[str, Manifest]
     ) -> Iterator[None]:
         """Keep one MLflow run around the work; its status is what really happened."""
         root, dataset = context.run.root_run_id or context.run.run_id, manifest.dataset
@@ -68,8 +65,8 @@ class Tracking(dg.ConfigurableResource):
         context.log.info(f"MLflow run: {tracking.run_url(dataset, run_id)}")
         status: tracking.Status = "FAILED"
         try:
-            if upstream:
-                tracking.log_inputs(run_id, upstream)
+            if inputs:
+                tracking.log_inputs(run_id, inputs)
             yield
             status = "FINISHED"
         except (DagsterExecutionInterruptedError, KeyboardInterrupt):

@@ -40,10 +40,8 @@ def score(
     is missing or broken, or a reference does not run on it.
     """
     if len(outputs) != len(references):
-        raise ValueError(
-            f"metric {name}: {len(outputs)} outputs for {len(references)} references; "
-            "pass one output per reference, in the same order."
-        )
+        problem = f"metric {name}: {len(outputs)} outputs for {len(references)} references"
+        raise ValueError(f"{problem}; pass one output per reference, in the same order.")
     match name:
         case "json_valid":
             return [_json_valid(output) for output in outputs]
@@ -51,11 +49,9 @@ def score(
             from finetune_assets.evaluation.sql import score_queries
 
             if sql_script is None:
-                raise UserError(
-                    "metric sql_execution",
-                    "it has no database to run queries on",
-                    "set `database` of the metric to the URI of an SQL script that builds one",
-                )
+                remedy = "set `database` of the metric to the URI of an SQL script that builds one"
+                cause = "it has no database to run queries on"
+                raise UserError("metric sql_execution", cause, remedy)
             notes = score_queries(outputs, references, sql_script)
             return [RowScore(float(note is None), note) for note in notes]
         case "exact_match":

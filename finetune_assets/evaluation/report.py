@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from finetune_assets.evaluation.metrics import BINARY_METRICS
 from finetune_assets.evaluation.results import (
@@ -20,9 +19,7 @@ from finetune_assets.evaluation.results import (
 
 BAR_SPACE = 0.82
 """Share of a chart's width for the longest bar; the rest is for its label."""
-
 Group = Literal["worse", "unchanged", "better", "right"]
-
 GROUPS: dict[Group, str] = {
     "worse": "Worse than the base",
     "unchanged": "Unchanged, not right",
@@ -32,16 +29,14 @@ GROUPS: dict[Group, str] = {
 """Samples in the order in which they deserve attention."""
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """How the tuned model differs from another one, by one metric."""
 
     text: str
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """The values of a metric by model, as shown, and tuned against each of the other models."""
 
     metric: str
@@ -50,8 +45,7 @@ class Line:
     changes: dict[str, Change]
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """One row score of one answer."""
 
     metric: str

@@ -72,11 +72,9 @@ def _build_database(script: str) -> sqlite3.Connection:
         connection.executescript(script)
     except sqlite3.Error as error:
         connection.close()
-        raise UserError(
-            "metric sql_execution, `database`",
-            f"the SQL script does not build a database: {error}",
-            "find the statement with `sqlite3 :memory: < SCRIPT` and correct it",
-        ) from error
+        cause = f"the SQL script does not build a database: {error}"
+        remedy = "find the statement with `sqlite3 :memory: < SCRIPT` and correct it"
+        raise UserError("metric sql_execution, `database`", cause, remedy) from error
     # These make their tables at first use, which the authorizer would refuse.
     connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')").close()
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
@@ -97,11 +95,10 @@ def _compare(connection: sqlite3.Connection, row: int, output: str, reference: s
         if len(expected) > MAX_ROWS:
             raise _Refused(f"more than {MAX_ROWS:,} rows")
     except _Refused as error:
-        raise UserError(
-            f"metric sql_execution, reference of row {row}",
-            f"{error}, in the query: {reference}",
-            "correct the row, or the script that builds the database",
-        ) from error
+        where = f"metric sql_execution, reference of row {row}"
+        cause = f"{error}, in the query: {reference}"
+        remedy = "correct the row, or the script that builds the database"
+        raise UserError(where, cause, remedy) from error
     try:
         actual, actual_width = _run(connection, output, len(expected))
     except _Refused as error:

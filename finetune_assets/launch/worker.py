@@ -51,17 +51,10 @@ def training_sets(job: Job, out: Path, report: Reporter) -> TrainingSetRecord:
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # of which one is that there is no torch
     from finetune_assets.models.tokenization.training_set import build
 
-    splits = {
-        name: job.folder(f"{name}_splits") / "rows.parquet" for name in ("train", "validation")
-    }
-    found = build(
-        job.folder("base_models"),
-        splits,
-        out,
-        where=job.where,
-        training=Training.model_validate(job.config),
-        progress=report.log,
-    )
+    parts = ("train", "validation")
+    splits = {name: job.folder(f"{name}_splits") / "rows.parquet" for name in parts}
+    base, training = job.folder("base_models"), Training.model_validate(job.config)
+    found = build(base, splits, out, where=job.where, training=training, progress=report.log)
     return TrainingSetRecord.model_validate(found)
 
 

@@ -179,11 +179,9 @@ def version_url(dataset: str, version: str | int) -> str:
     return f"{settings.mlflow_ui()}/#/models/{dataset}/versions/{version}"
 
 
-def _flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    flat: list[tuple[str, object]] = []
+def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
+            yield f"{prefix}{key}", value
