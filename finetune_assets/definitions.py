@@ -22,17 +22,7 @@ def define(**resources: dg.ConfigurableResource) -> dg.Definitions:
     `defs = define(launcher=ThatLauncher())`.
     """
     return dg.Definitions(
-        assets=[
-            data_assets.raw_datasets,
-            data_assets.prompt_corpora,
-            data_assets.splits,
-            model_assets.base_models,
-            model_assets.training_sets,
-            model_assets.adapters,
-            model_assets.merged_models,
-            model_assets.evaluation_reports,
-            model_assets.registered_models,
-        ],
+        assets=dg.load_assets_from_modules([data_assets, model_assets]),
         jobs=[automation.finetune_job],
         sensors=[automation.catalog_partitions, automation.changed_sources],
         schedules=[automation.declared_schedules],

@@ -9,19 +9,14 @@ from pathlib import Path
 
 CATALOG_VARIABLE = "FINETUNE_CATALOG"
 """Folder of dataset YAML files, a path or any fsspec URI. Default: `catalog`."""
-
 STORAGE_VARIABLE = "FINETUNE_STORAGE"
 """Root of the artifact store, a path or any fsspec URI. Default: `storage`."""
-
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
 """MLflow tracking and registry store. Default: SQLite beside the artifacts."""
-
 DAGSTER_VARIABLE = "DAGSTER_HOME"
 """Dagster's instance folder. Default: `.dagster_home`."""
-
 MLFLOW_UI_VARIABLE = "FINETUNE_MLFLOW_UI"
 """Address of MLflow as a browser sees it. Default: the tracking server, or port 5000 here."""
-
 DEVICE_VARIABLE = "FINETUNE_DEVICE"
 """GPU that training will have, e.g. `A100 80GB`, where that is not the machine that plans and
 checks. Default: this machine."""

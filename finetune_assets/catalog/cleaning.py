@@ -1,6 +1,6 @@
 """The `cleaning:`, `splits:`, `contamination:` and `checks:` of a dataset file."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,14 +16,7 @@ class PersonalData(Section):
     action: Literal["off", "report", "redact", "drop"] = "report"
     """`report` counts and lists rows, `redact` writes [EMAIL] and the like in their place, `drop`
     sets the row aside."""
-    kinds: list[PersonalDataKind] = [
-        "email",
-        "phone",
-        "ip_address",
-        "iban",
-        "credit_card",
-        "api_key",
-    ]
+    kinds: list[PersonalDataKind] = list(get_args(PersonalDataKind))
     region: Annotated[str, Field(pattern="^[A-Z]{2}$")] | None = None
     """Country whose national phone numbers are found too, e.g. DE; without it only those that begin
     with + are, as any long number could be one."""

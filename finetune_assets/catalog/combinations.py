@@ -64,142 +64,99 @@ def require_fit(training: "Training") -> None:
     _schedule(training)
     _optimizer(training)
     _arguments(training)
-    if training.devices.count == 1 and training.devices.strategy != "ddp":
-        raise misfit(
-            f"`devices.strategy: {training.devices.strategy}` divides a model over several "
-            "devices: write how many, `devices.count`, or `auto` for every GPU",
-            "devices.count",
-            "devices.strategy",
-        )
+    strategy = training.devices.strategy
+    if training.devices.count == 1 and strategy != "ddp":
+        problem = f"`devices.strategy: {strategy}` divides a model over several devices: "
+        remedy = "write how many, `devices.count`, or `auto` for every GPU"
+        raise misfit(problem + remedy, "devices.count", "devices.strategy")
 
 
 def _method(training: "Training") -> None:
+    init, quantization = training.lora.init, training.quantization
     if training.method == "full":
-        if training.quantization != "none":
-            raise misfit(
-                "`method: full` trains the weights themselves, which quantised ones cannot be: "
-                "write `quantization: none`",
-                "quantization",
-                "method",
-            )
-    elif training.lora.init == "pissa" and training.quantization != "none":
-        raise misfit(
-            "`lora.init: pissa` changes the base: write `quantization: none`",
-            "quantization",
-            "lora.init",
-        )
-    elif training.lora.init == "loftq" and training.quantization != "nf4":
-        raise misfit(
-            "`lora.init: loftq` repairs 4-bit weights: write `quantization: nf4`",
-            "quantization",
-            "lora.init",
-        )
-    if training.lora.dora and training.quantization == "int8":
-        raise misfit(
-            "`lora.dora` needs the norms of weights, which 8-bit layers do not give: write "
-            "`quantization: nf4` or `none`",
-            "lora.dora",
-            "quantization",
-        )
+        if quantization != "none":
+            problem = "`method: full` trains the weights themselves, which quantised ones cannot be"
+            raise misfit(f"{problem}: write `quantization: none`", "quantization", "method")
+    elif init == "pissa" and quantization != "none":
+        problem = "`lora.init: pissa` changes the base: write `quantization: none`"
+        raise misfit(problem, "quantization", "lora.init")
+    elif init == "loftq" and quantization != "nf4":
+        problem = "`lora.init: loftq` repairs 4-bit weights: write `quantization: nf4`"
+        raise misfit(problem, "quantization", "lora.init")
+    if training.lora.dora and quantization == "int8":
+        problem = "`lora.dora` needs the norms of weights, which 8-bit layers do not give: "
+        remedy = "write `quantization: nf4` or `none`"
+        raise misfit(problem + remedy, "lora.dora", "quantization")
 
 
 def _batches(training: "Training") -> None:
     micro, whole = training.per_device_train_batch_size, training.train_batch_size
     if training.gradient_accumulation_steps and not micro:
-        raise misfit(
-            "`gradient_accumulation_steps` needs `per_device_train_batch_size` beside it; "
-            "`train_batch_size` alone sets the effective batch",
-            "gradient_accumulation_steps",
-        )
+        problem = "`gradient_accumulation_steps` needs `per_device_train_batch_size` beside it; "
+        remedy = "`train_batch_size` alone sets the effective batch"
+        raise misfit(problem + remedy, "gradient_accumulation_steps")
     if micro and not training.gradient_accumulation_steps and whole % micro:
-        raise misfit(
-            f"`train_batch_size` {whole} is no multiple of `per_device_train_batch_size` {micro}, "
-            "so that no number of forward passes makes a step of it",
-            "per_device_train_batch_size",
-            "train_batch_size",
-        )
+        problem = f"`train_batch_size` {whole} is no multiple of `per_device_train_batch_size` "
+        why = f"{micro}, so that no number of forward passes makes a step of it"
+        raise misfit(problem + why, "per_device_train_batch_size", "train_batch_size")
     if training.documents.overlap >= training.max_length // 2:
-        raise misfit(
-            "`documents.overlap` must be below half of `max_length`",
-            "documents.overlap",
-            "max_length",
-        )
+        problem = "`documents.overlap` must be below half of `max_length`"
+        raise misfit(problem, "documents.overlap", "max_length")
 
 
 def _steps(training: "Training") -> None:
     warmup, steps, between = training.warmup_steps, training.max_steps, training.eval_steps
     if warmup > 1 and warmup % 1:
-        raise misfit(
-            f"`warmup_steps` is {warmup}: write whole steps, or a fraction below 1", "warmup_steps"
-        )
+        problem = f"`warmup_steps` is {warmup}: write whole steps, or a fraction below 1"
+        raise misfit(problem, "warmup_steps")
     if steps and warmup >= 1 and warmup >= steps:
-        raise misfit(
-            f"`warmup_steps` {warmup:g} is not below `max_steps` {steps}, so that the learning "
-            "rate is never reached",
-            "warmup_steps",
-            "max_steps",
-        )
+        problem = f"`warmup_steps` {warmup:g} is not below `max_steps` {steps}, "
+        why = "so that the learning rate is never reached"
+        raise misfit(problem + why, "warmup_steps", "max_steps")
     if steps and between and between > steps:
-        raise misfit(
-            f"`eval_steps` {between} is above `max_steps` {steps}", "eval_steps", "max_steps"
-        )
+        problem = f"`eval_steps` {between} is above `max_steps` {steps}"
+        raise misfit(problem, "eval_steps", "max_steps")
 
 
 def _stopping(training: "Training") -> None:
-    if training.early_stopping_patience and not training.load_best_model_at_end:
-        raise misfit(
-            "`early_stopping_patience` ends a run that many losses after the best one: write "
-            "`load_best_model_at_end: true`, or the best is lost",
-            "load_best_model_at_end",
-            "early_stopping_patience",
-        )
-    if training.early_stopping_threshold and not training.early_stopping_patience:
-        raise misfit(
-            "`early_stopping_threshold` has no effect without `early_stopping_patience`",
-            "early_stopping_threshold",
-        )
+    patience = training.early_stopping_patience
+    if patience and not training.load_best_model_at_end:
+        problem = "`early_stopping_patience` ends a run that many losses after the best one: "
+        remedy = "write `load_best_model_at_end: true`, or the best is lost"
+        raise misfit(problem + remedy, "load_best_model_at_end", "early_stopping_patience")
+    if training.early_stopping_threshold and not patience:
+        problem = "`early_stopping_threshold` has no effect without `early_stopping_patience`"
+        raise misfit(problem, "early_stopping_threshold")
 
 
 def _schedule(training: "Training") -> None:
     name, key = training.lr_scheduler_type, "arguments.lr_scheduler_kwargs"
     given = training.arguments.get("lr_scheduler_kwargs", {})
     options = SCHEDULER_OPTIONS.get(name, ())
-    unknown = sorted(set(given) - set(options))
-    if unknown:
-        raise misfit(
-            f"the schedule `{name}` has no option {', '.join(unknown)}; it has "
-            f"{', '.join(options) or 'none'}",
-            key,
-            "lr_scheduler_type",
-        )
+    if unknown := sorted(set(given) - set(options)):
+        problem = f"the schedule `{name}` has no option {', '.join(unknown)}; "
+        offer = f"it has {', '.join(options) or 'none'}"
+        raise misfit(problem + offer, key, "lr_scheduler_type")
     required = REQUIRED_OPTIONS.get(name, ())
     if required and len(set(required) & set(given)) != 1:
-        raise misfit(
-            f"the schedule `{name}` needs {' or '.join(required)}: write "
-            f"`arguments: {{lr_scheduler_kwargs: {{{required[0]}: ...}}}}`",
-            key,
-            "lr_scheduler_type",
-        )
+        problem = f"the schedule `{name}` needs {' or '.join(required)}: "
+        remedy = f"write `arguments: {{lr_scheduler_kwargs: {{{required[0]}: ...}}}}`"
+        raise misfit(problem + remedy, key, "lr_scheduler_type")
 
 
 def _optimizer(training: "Training") -> None:
     name, arguments = training.optim, training.arguments
     given = [part.split("=")[0].strip() for part in arguments.get("optim_args", "").split(",")]
     options = OPTIMIZER_OPTIONS.get(name, ())
-    unknown = sorted({option for option in given if option} - set(options))
-    if unknown:
-        raise misfit(
-            f"the optimizer `{name}` has no option {', '.join(unknown)} in `optim_args`; it has "
-            f"{', '.join(options) or 'none'}",
-            "arguments.optim_args",
-            "optim",
-        )
+    if unknown := sorted({option for option in given if option} - set(options)):
+        problem = f"the optimizer `{name}` has no option {', '.join(unknown)} in `optim_args`; "
+        offer = f"it has {', '.join(options) or 'none'}"
+        raise misfit(problem + offer, "arguments.optim_args", "optim")
     has_betas = name == "auto" or "adamw" in name or "lion" in name
     for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
         if key in arguments and (not has_betas or ("lion" in name and key == "adam_epsilon")):
-            raise misfit(
-                f"the optimizer `{name}` does not read `{key}`", f"arguments.{key}", "optim"
-            )
+            problem = f"the optimizer `{name}` does not read `{key}`"
+            raise misfit(problem, f"arguments.{key}", "optim")
 
 
 def _arguments(training: "Training") -> None:
@@ -208,8 +165,6 @@ def _arguments(training: "Training") -> None:
         if arguments.get(key) and not arguments.get("dataloader_num_workers"):
             raise misfit(f"`{key}` needs `dataloader_num_workers` beside it", f"arguments.{key}")
     if "activation_checkpointing_kwargs" in arguments and training.gradient_checkpointing is False:
-        raise misfit(
-            "`activation_checkpointing_kwargs` has no effect where `gradient_checkpointing` is off",
-            "arguments.activation_checkpointing_kwargs",
-            "gradient_checkpointing",
-        )
+        key = "activation_checkpointing_kwargs"
+        problem = f"`{key}` has no effect where `gradient_checkpointing` is off"
+        raise misfit(problem, f"arguments.{key}", "gradient_checkpointing")

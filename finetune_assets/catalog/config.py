@@ -48,11 +48,8 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _sql_needs_a_database(self) -> "Evaluation":
         if "sql_execution" in self.metrics:
-            raise misfit(
-                "sql_execution needs a database: "
-                "write `- {name: sql_execution, database: FILE.sql}`",
-                "metrics",
-            )
+            remedy = "write `- {name: sql_execution, database: FILE.sql}`"
+            raise misfit(f"sql_execution needs a database: {remedy}", "metrics")
         return self
 
     def metric_names(self) -> list[str]:
@@ -92,14 +89,11 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _promotion_metric_is_measured(self) -> "Dataset":
-        measured = ["loss", *self.evaluation.metric_names()]
-        if self.promotion.metric not in measured:
-            raise misfit(
-                f"promotion.metric is '{self.promotion.metric}', which is not measured; "
-                f"measured are {', '.join(measured)}",
-                "promotion.metric",
-                "evaluation.metrics",
-            )
+        measured, metric = ["loss", *self.evaluation.metric_names()], self.promotion.metric
+        if metric not in measured:
+            problem = f"promotion.metric is '{metric}', which is not measured; "
+            offer = f"measured are {', '.join(measured)}"
+            raise misfit(problem + offer, "promotion.metric", "evaluation.metrics")
         return self
 
     @model_validator(mode="after")
@@ -122,9 +116,7 @@ class Dataset(Section):
         training = self.training
         declared = "warmup_steps" in training.model_fields_set and training.warmup_steps > 0
         if declared and training.lr_scheduler_type in WITHOUT_WARMUP:
-            raise misfit(
-                f"`{training.lr_scheduler_type}` has no warmup: write `warmup_steps: 0`, or "
-                "`lr_scheduler_type: constant_with_warmup`",
-                "training.warmup_steps",
-            )
+            remedy = "write `warmup_steps: 0`, or `lr_scheduler_type: constant_with_warmup`"
+            problem = f"`{training.lr_scheduler_type}` has no warmup: {remedy}"
+            raise misfit(problem, "training.warmup_steps")
         return self

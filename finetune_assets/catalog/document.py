@@ -34,17 +34,15 @@ def decode(content: bytes, uri: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            uri, f"the file is not UTF-8: {error.reason} on line {line}", "save it as UTF-8"
-        ) from error
+        cause = f"the file is not UTF-8: {error.reason} on line {line}"
+        raise UserError(uri, cause, "save it as UTF-8") from error
 
 
 def read(text: str, uri: str) -> Written:
     """Read the mapping that a file holds, with aliases and `<<` written out.
 
-    Raises:
-        UserError: broken YAML, no mapping, a key that is there twice, a value that contains itself,
-            or one beyond `DEPTH` or `VALUES`.
+    A UserError tells of broken YAML, no mapping, a key that is there twice, a value that contains
+    itself, or one beyond `DEPTH` or `VALUES`.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = DEPTH
@@ -54,9 +52,8 @@ def read(text: str, uri: str) -> Written:
     except Exception as error:  # the library lets some pass that are not its own
         raise _broken(error, text, uri) from error
     if not isinstance(node, MappingNode):
-        raise UserError(
-            uri, "the file is not a mapping of keys", "begin with `sources:` and `base:`"
-        )
+        remedy = "begin with `sources:` and `base:`"
+        raise UserError(uri, "the file is not a mapping of keys", remedy)
     return Written(uri, _Reader(uri, yaml.constructor).value(node, ()))
 
 
@@ -71,8 +68,7 @@ def plain(written: Written) -> object:
 def place_of(location: Location, written: Written, *, whole: bool = False) -> str | None:
     """Return FILE:LINE of the innermost key of a location that is really written.
 
-    Args:
-        whole: return None unless all of the location is written.
+    With `whole`, return None unless all of the location is written.
     """
     found = None
     for part in location:

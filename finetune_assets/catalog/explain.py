@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from reprlib import Repr
 from typing import get_args
 
@@ -57,25 +57,19 @@ def explain(error: ValidationError, file: Written) -> UserError:
         where = where or place or file.place
         causes.append(cause if place in (None, where) else f"{cause} ({place})")
         remedies.append(remedy)
-    more = len(innermost) - MOST
-    return UserError(
-        where or file.place,
-        _joined(causes) + (f"; and {more} more" if more > 0 else ""),
-        _joined(remedies),
-    )
-
-
-def _joined(parts: list[str]) -> str:
-    return "; ".join(dict.fromkeys(parts))
+    if len(innermost) > MOST:
+        causes.append(f"and {len(innermost) - MOST} more")
+    cause, remedy = ("; ".join(dict.fromkeys(parts)) for parts in (causes, remedies))
+    return UserError(where or file.place, cause, remedy)
 
 
 def _location(item: ErrorDetails, file: Written) -> Location:
     """Return where an error is, without pydantic's names for the forms that a value may have."""
-    kept: list[str | int] = []
+    kept: Location = ()
     for part in item["loc"]:
         if place_of((*kept, part), file, whole=True):
-            kept.append(part)
-    return (*kept, item["loc"][-1]) if item["type"] == "missing" else tuple(kept)
+            kept += (part,)
+    return (*kept, item["loc"][-1]) if item["type"] == "missing" else kept
 
 
 def _place(location: Location, item: ErrorDetails, file: Written) -> str | None:
@@ -94,7 +88,8 @@ def said(location: Location, items: list[ErrorDetails]) -> tuple[str, str]:
         return f"missing key '{key}'", f"add '{key}'"
     message = " or ".join(dict.fromkeys(_message(i) for i in items))
     if item["type"] == "misfit":
-        return message, f"mend {' or '.join(_full(location, item['ctx']['keys']))}"
+        keys = [f"'{'.'.join([*map(str, location), inner])}'" for inner in item["ctx"]["keys"]]
+        return message, f"mend {' or '.join(keys)}"
     if not location:
         return message, "mend 'file'"
     shown = _SHORT.repr(item["input"])
@@ -102,7 +97,8 @@ def said(location: Location, items: list[ErrorDetails]) -> tuple[str, str]:
         cause = f"'{key}' is {shown}, where a block of keys is expected"
         return cause, f"write below '{key}' what you mean: {', '.join(valid_keys(location))}"
     cause = f"'{key}' is {shown}: {message}"
-    words = [word for i in items for word in _words(i.get("ctx", {}))]
+    expected = "".join(i.get("ctx", {}).get("expected", "") for i in items)
+    words = re.findall("'(.*?)'", expected)  # the words that the value may be
     near = difflib.get_close_matches(shown.strip("'"), words, n=1)
     return cause, f"did you mean '{near[0]}'?" if near else _remedy(key, items)
 
@@ -111,21 +107,12 @@ def _message(item: ErrorDetails) -> str:
     return str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"]
 
 
-def _words(context: Mapping[str, str]) -> list[str]:
-    """Return the words that a value may be."""
-    return re.findall("'(.*?)'", context.get("expected", ""))
-
-
 def _remedy(key: str, items: list[ErrorDetails]) -> str:
     """Say what to write instead, where every form of the value has an answer to that."""
     if not all(item["type"] in WANTED for item in items):
         return f"mend '{key}'"
     wanted = [WANTED[item["type"]].format(**item.get("ctx", {})) for item in items]
     return f"write {' or '.join(dict.fromkeys(wanted))} for '{key}'"
-
-
-def _full(location: Location, keys: tuple[str, ...]) -> list[str]:
-    return [f"'{'.'.join([*(str(part) for part in location), key])}'" for key in keys]
 
 
 def _unknown(key: str, location: Location) -> tuple[str, str]:
@@ -171,9 +158,8 @@ def _fields(kind: object) -> dict[str, object]:
 
 def _sections(annotation: object) -> Iterator[object]:
     """Yield the sections in an annotation such as `list[Source]` or `Template | None`."""
-    if annotation is Arguments or (
-        isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    ):
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    if annotation is Arguments or is_model:
         yield annotation
     for inner in get_args(annotation):
         yield from _sections(inner)

@@ -34,10 +34,8 @@ def merged(text: str, uri: str) -> Written:
     """Read a dataset file over the files that it extends.
 
     Mappings are merged key by key, the extending file wins, lists and scalars replace. Every value
-    keeps the place where it is written, and paths of extended files are made absolute.
-
-    Raises:
-        UserError: an extended file is missing, broken, or extends itself.
+    keeps the place where it is written, and paths of extended files are made absolute. A UserError
+    tells of an extended file that is missing, broken, or extends itself.
     """
     return _over_its_parts(_spelt_out(read(text, uri)), uri, (uri,))
 
@@ -47,9 +45,8 @@ def _over_its_parts(file: Written, uri: str, chain: tuple[str, ...]) -> Written:
     below = Written(uri, {})
     for place, reference in extends.value if isinstance(extends.value, list) else [extends]:
         if not isinstance(reference, str):
-            raise UserError(
-                place, "`extends` is not a path", "write a path, a URI, or a list of them"
-            )
+            remedy = "write a path, a URI, or a list of them"
+            raise UserError(place, "`extends` is not a path", remedy)
         below = _merge(below, _part(locate(reference, uri), place, chain))
     return _merge(below, file)
 
@@ -76,11 +73,9 @@ def _text(uri: str, place: str) -> str:
         remedy = _hint(fs, path) or "mend the path"
         raise UserError(place, f"`extends`: no such file {uri}", remedy) from error
     except Exception as error:  # every kind of store has errors of its own
-        raise UserError(
-            place,
-            f"`extends`: {uri} cannot be read: {error}",
-            "mend the path, or give this process access",
-        ) from error
+        cause = f"`extends`: {uri} cannot be read: {error}"
+        remedy = "mend the path, or give this process access"
+        raise UserError(place, cause, remedy) from error
     return decode(content, uri)
 
 

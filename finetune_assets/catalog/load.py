@@ -35,21 +35,14 @@ def names() -> list[str]:
     fs, folder = fsspec.core.url_to_fs(root)
     fs.invalidate_cache()  # what an object store's client remembers hides new files
     if not fs.isdir(folder):
-        raise UserError(
-            root,
-            "the catalog folder does not exist",
-            f"create it or set {settings.CATALOG_VARIABLE}",
-        )
+        remedy = f"create it or set {settings.CATALOG_VARIABLE}"
+        raise UserError(root, "the catalog folder does not exist", remedy)
     files = (path.rsplit("/", 1)[-1] for path in fs.ls(folder, detail=False))
     return sorted(f.rsplit(".", 1)[0] for f in files if f.endswith((".yaml", ".yml")))
 
 
 def load(name: str) -> Entry:
-    """Read and validate one dataset file.
-
-    Raises:
-        UserError: no such file, broken YAML, or a key or value that is not valid.
-    """
+    """Read and validate one dataset file; a UserError tells what is missing or wrong."""
     root = settings.catalog_uri()
     fs, folder = fsspec.core.url_to_fs(root)
     fs.invalidate_cache()
@@ -61,27 +54,22 @@ def load(name: str) -> Entry:
             entry = Entry(name, uri, config)
             _require_files(entry, file)
             return entry
-    near = difflib.get_close_matches(name, names(), n=1)
+    known = names()
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    raise UserError(
-        f"{root}/{name}.yaml",
-        "no such dataset",
-        f"{hint}the catalog has: {', '.join(names()) or '-'}",
-    )
+    remedy = f"{hint}the catalog has: {', '.join(known) or '-'}"
+    raise UserError(f"{root}/{name}.yaml", "no such dataset", remedy)
 
 
 def _require_files(entry: Entry, file: Written) -> None:
     """Raise unless the files that a late step reads are there, before an early one begins."""
-    base, metrics = entry.config.base, entry.config.evaluation.metrics
-    named: list[tuple[tuple[str | int, ...], str | None]] = [
-        (("base", "chat_template"), base.chat_template)
-    ]
-    for index, metric in enumerate(metrics):
+    named: dict[document.Location, str] = {}
+    if (template := entry.config.base.chat_template) is not None:
+        named["base", "chat_template"] = template
+    for index, metric in enumerate(entry.config.evaluation.metrics):
         if not isinstance(metric, str):
-            named.append((("evaluation", "metrics", index, "database"), metric.database))
-    for location, path in named:
-        if path is None:
-            continue
+            named["evaluation", "metrics", index, "database"] = metric.database
+    for location, path in named.items():
         fs, located = fsspec.core.url_to_fs(entry.locate(path))
         if not fs.isfile(located):
             key = ".".join(str(part) for part in location if isinstance(part, str))
@@ -92,9 +80,7 @@ def _require_files(entry: Entry, file: Written) -> None:
 def parse(text: str, uri: str) -> Dataset:
     """Validate the text of a dataset file, over what it extends.
 
-    Raises:
-        UserError: broken YAML, an extended file that is not there, or a key or value that is not
-            valid; it names the file and line where that stands.
+    A UserError names the file and line of what is not YAML, not there or not valid.
     """
     return _parse(text, uri)[0]
 

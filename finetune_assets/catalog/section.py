@@ -21,8 +21,7 @@ class Section(BaseModel):
 def misfit(message: str, *keys: str) -> PydanticCustomError:
     """Return what a validator raises for a value that is wrong beside another.
 
-    Args:
-        keys: the keys concerned, dotted, from the section that is validated; the error names the
-            line of the first that the user wrote.
+    The keys are dotted, from the section that is validated; the error names the line of the first
+    that the user wrote.
     """
     return PydanticCustomError("misfit", "{message}", {"message": message, "keys": keys})

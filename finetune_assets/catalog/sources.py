@@ -68,9 +68,8 @@ class Template(Section):
 
     @model_validator(mode="after")
     def _one_of_the_two(self) -> "Template":
-        exchange = self.prompt is not None and self.completion is not None
-        either = self.prompt is not None or self.completion is not None
-        if exchange == (self.text is not None) or (self.text is not None and either):
+        given = [part is not None for part in (self.prompt, self.completion, self.text)]
+        if given not in ([True, True, False], [False, False, True]):
             raise ValueError("a template has `prompt` and `completion`, or `text` alone")
         return self
 
@@ -127,9 +126,8 @@ class Source(Section):
         if (self.query is None) != (self.connection is None):
             raise ValueError("`query` and `connection` belong together")
         if self.hub is not None and not re.fullmatch(r"[^@\s]+@[^@\s]+", self.hub):
-            raise ValueError(
-                "write hub: ORG/NAME@REVISION; without a revision the rows could change"
-            )
+            remedy = "write hub: ORG/NAME@REVISION"
+            raise ValueError(f"{remedy}; without a revision the rows could change")
         if self.function is not None and not re.fullmatch(r"[\w.]+:\w+", self.function):
             raise ValueError("write function: package.module:function")
         if self.format == "template" and self.template is None:
@@ -138,9 +136,6 @@ class Source(Section):
 
     @property
     def label(self) -> str:
-        """How errors and tables name the source."""
-        return self.path or self.hub or self.function or f"query on {_without_secret(self)}"
-
-
-def _without_secret(source: Source) -> str:
-    return re.sub(r"//[^@/]*@", "//", source.connection or "")
+        """How errors and tables name the source, without a secret of its connection."""
+        connection = re.sub(r"//[^@/]*@", "//", self.connection or "")
+        return self.path or self.hub or self.function or f"query on {connection}"

@@ -1,7 +1,7 @@
 """Keys of TRL, transformers, PEFT and AutoTrain: what to write for each in a recipe, or why not."""
 
 import difflib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from finetune_assets.catalog.arguments import Arguments
 
@@ -223,8 +223,7 @@ GONE = {
 """Keys of the same kind that nothing replaces, and why."""
 
 
-@dataclass(frozen=True)
-class About:
+class About(NamedTuple):
     """What there is to say of a key that cannot stand where it was written."""
 
     cause: str

@@ -79,11 +79,9 @@ class Lora(Section):
                 raise misfit("`all-linear` is no layer's name: write it without a list", "targets")
         elif self.targets != "all-linear":
             if re.fullmatch(r"[\w.]*", self.targets):
-                raise misfit(
-                    "a text is a regular expression over the whole path of a layer: write "
-                    f"`[{self.targets or 'q_proj'}]` for layers of that name",
-                    "targets",
-                )
+                problem = "a text is a regular expression over the whole path of a layer: "
+                remedy = f"write `[{self.targets or 'q_proj'}]` for layers of that name"
+                raise misfit(problem + remedy, "targets")
             try:
                 re.compile(self.targets)
             except re.error as error:

@@ -8,6 +8,7 @@ import dagster as dg
 from finetune_assets.catalog.load import Entry, load, names
 from finetune_assets.data.sources.spool_folder import spool_folder
 from finetune_assets.defs.partitions import datasets
+from finetune_assets.defs.resources import newest
 from finetune_assets.errors import UserError
 
 finetune_job = dg.define_asset_job(
@@ -63,13 +64,9 @@ def changed_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
         except UserError as error:
             problems.append(str(error))
             continue
-        latest = _latest_raw(context.instance, name)
-        if latest is None:
-            continue
-        version, position = latest
-        content = seen[name]["content"]
-        if version != content:
-            key = f"{name}:{content}:after-{position}"
+        latest, content = newest(context.instance, "raw_datasets", name), seen[name]["content"]
+        if latest and (latest[0].tags or {}).get("dagster/data_version", "") != content:
+            key = f"{name}:{content}:after-{latest[1]}"
             requests.append(dg.RunRequest(run_key=key, partition_key=name))
     for problem in problems:
         context.log.warning(problem)
@@ -111,15 +108,3 @@ def _content(entry: Entry) -> str:
 
     with spool_folder() as scratch:
         return content_version(pin(entry, scratch), entry.config.sources)
-
-
-def _latest_raw(instance: dg.DagsterInstance, name: str) -> tuple[str, int] | None:
-    """Return data version and position in the event log of the dataset's newest raw rows."""
-    found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey("raw_datasets"), asset_partitions=[name]),
-        limit=1,
-    ).records
-    if not found or found[0].asset_materialization is None:
-        return None
-    tags = found[0].asset_materialization.tags or {}
-    return tags.get("dagster/data_version", ""), found[0].storage_id

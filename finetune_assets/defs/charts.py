@@ -10,7 +10,6 @@ import dagster as dg
 from finetune_assets.models.records import AdapterRecord
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -43,21 +42,16 @@ MARKED = 60
 
 def bars(edges: Sequence[float], counts: Sequence[int], x_label: str) -> dg.MarkdownMetadataValue:
     """Draw a histogram of rows; there is one edge more than counts, or none of both."""
-    figure, axes = _figure()
-    if counts:
-        axes.stairs(counts, edges, fill=True)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("rows")
-    return _picture(figure, x_label)
-
-
-def _figure() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    if counts:
+        axes.stairs(counts, edges, fill=True)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("rows")
+    return _picture(figure, x_label)
 
 
 def _picture(figure: "Figure", name: str) -> dg.MarkdownMetadataValue:

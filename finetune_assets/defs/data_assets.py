@@ -16,7 +16,7 @@ from finetune_assets.defs import data_checks, data_metadata, metadata
 from finetune_assets.defs.partitions import OWNER, Force, datasets
 from finetune_assets.defs.progress import RowProgress
 from finetune_assets.defs.resources import ArtifactStore, Tracking
-from finetune_assets.defs.steps import CODE_VERSIONS, explain_failures, make
+from finetune_assets.defs.steps import CODE_VERSIONS, Step, explain_failures, make
 from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import Manifest
 
@@ -37,9 +37,9 @@ def raw_datasets(
     with explain_failures(), spool_folder() as scratch:
         from finetune_assets.data.sources import sources
 
-        entry = load(context.partition_key)
-        declared = entry.config.sources
-        pinned = sources.pin(entry, scratch)
+        step = Step(context, load(context.partition_key), tracking, config.force)
+        declared = step.entry.config.sources
+        pinned = sources.pin(step.entry, scratch)
 
         def work(manifest: Manifest, out: Path) -> RawRecord:
             from finetune_assets.data.sources.raw import write_raw
@@ -47,17 +47,8 @@ def raw_datasets(
             manifest.data_version = sources.content_version(pinned, declared)
             return write_raw(pinned, declared, out)
 
-        manifest, reused = make(
-            context,
-            entry,
-            "raw_datasets",
-            config={"files": [[p.name, p.sha256, declared[p.source_index].sample] for p in pinned]},
-            upstream={},
-            force=config.force,
-            store=store,
-            tracking=tracking,
-            publish=partial(store.publish, work),
-        )
+        read = {"files": [[p.name, p.sha256, declared[p.source_index].sample] for p in pinned]}
+        manifest, reused = make(step, "raw_datasets", read, {}, partial(store.publish, work))
     return metadata.result(manifest, reused, data_metadata.raw(manifest))
 
 
@@ -75,8 +66,8 @@ def prompt_corpora(
 ) -> dg.MaterializeResult:
     """The dataset as clean conversations; what was removed beside them with file, line, reason."""
     with explain_failures():
-        entry = load(context.partition_key)
-        inputs = store.upstream(context, "raw_datasets")
+        step = Step(context, load(context.partition_key), tracking, config.force)
+        entry, inputs = step.entry, store.upstream(context, "raw_datasets")
         before = store.previous(context, "prompt_corpora")
 
         def work(manifest: Manifest, out: Path) -> CorpusRecord:
@@ -90,22 +81,14 @@ def prompt_corpora(
             )
             return record
 
-        manifest, reused = make(
-            context,
-            entry,
-            "prompt_corpora",
-            config={
-                "sources": [dump(s, PROMPT_CORPORA) for s in entry.config.sources],
-                "split_column": entry.config.splits.column,
-                "cleaning": entry.config.cleaning.model_dump(),
-                "max_rejected": entry.config.max_rejected,
-            },
-            upstream=inputs,
-            force=config.force,
-            store=store,
-            tracking=tracking,
-            publish=partial(store.publish, work),
-        )
+        read = {
+            "sources": [dump(s, PROMPT_CORPORA) for s in entry.config.sources],
+            "split_column": entry.config.splits.column,
+            "cleaning": entry.config.cleaning.model_dump(),
+            "max_rejected": entry.config.max_rejected,
+        }
+        publish = partial(store.publish, work)
+        manifest, reused = make(step, "prompt_corpora", read, inputs, publish)
         shown = data_metadata.corpus(manifest, before)
         checks = data_checks.corpus(manifest, before, entry.config)
     return metadata.result(manifest, reused, shown, checks)
@@ -137,39 +120,25 @@ def splits(
         from finetune_assets.data.splits.benchmarks import pinned_benchmarks
         from finetune_assets.data.splits.division import Division
 
-        entry = load(context.partition_key)
-        inputs = store.upstream(context, "prompt_corpora")
+        step = Step(context, load(context.partition_key), tracking, config.force)
+        entry, inputs = step.entry, store.upstream(context, "prompt_corpora")
         folder = artifacts.local_copy(inputs["prompt_corpora"])
         division = Division(folder, entry.config, entry.uri, entry.locate)
-        dividing = {
-            **entry.config.splits.model_dump(),
-            "weights": [s.weight for s in entry.config.sources],
-        }
+        weights = [source.weight for source in entry.config.sources]
+        read = {**entry.config.splits.model_dump(), "weights": weights}
+        compared = dump(entry.config.contamination, TEST_SPLITS)
+        compared["benchmarks"] = pinned_benchmarks(entry)
+
+        def work(manifest: Manifest, out: Path) -> SplitRecord:
+            split = manifest.asset.removesuffix("_splits")
+            record, manifest.data_version = division.write(split, out)
+            return record
+
         for name in SPLIT_ASSETS:
-            settings_read: dict[str, object] = dict(dividing)
-            if name == "test_splits":
-                settings_read["contamination"] = {
-                    **dump(entry.config.contamination, TEST_SPLITS),
-                    "benchmarks": pinned_benchmarks(entry),
-                }
-
-            def work(manifest: Manifest, out: Path) -> SplitRecord:
-                split = manifest.asset.removesuffix("_splits")
-                record, manifest.data_version = division.write(split, out)
-                return record
-
-            manifest, reused = make(
-                context,
-                entry,
-                name,
-                config=settings_read,
-                upstream=inputs,
-                force=config.force,
-                store=store,
-                tracking=tracking,
-                publish=partial(store.publish, work),
-            )
-            checks = data_checks.test_split(manifest, entry.config) if name == "test_splits" else []
+            tests = name == "test_splits"
+            config_read = read | {"contamination": compared} if tests else read
+            manifest, reused = make(step, name, config_read, inputs, partial(store.publish, work))
+            checks = data_checks.test_split(manifest, entry.config) if tests else []
             shown = metadata.result(manifest, reused, data_metadata.split(manifest), checks)
             results.append(shown._replace(asset_key=dg.AssetKey(name)))
     yield from results

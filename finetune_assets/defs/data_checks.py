@@ -32,6 +32,11 @@ def specs(asset: str, checks: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
     ]
 
 
+def severity(limit: Limit) -> dg.AssetCheckSeverity:
+    """Return Dagster's severity of a check that fails by this limit."""
+    return dg.AssetCheckSeverity(limit.severity.upper())
+
+
 def limited(
     name: str,
     share: float,
@@ -40,11 +45,10 @@ def limited(
     metadata: Mapping[str, Shown] | None = None,
 ) -> dg.AssetCheckResult:
     """Return a check that passes while a share is at most its limit."""
-    error = limit.severity == "error"
     return dg.AssetCheckResult(
         check_name=name,
         passed=share <= limit.limit,
-        severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
+        severity=severity(limit),
         description=f"{description} ({share:.2%}; limit {limit.limit:.2%})",
         metadata={"share": round(share, 5), "limit": limit.limit, **(metadata or {})},
     )
@@ -59,31 +63,15 @@ def corpus(
     duplicates = found.exact_duplicates + found.near_duplicates
     personal, outliers = found.personal_data, found.answer_outliers
     left = 0 if config.cleaning.personal_data.action in ("redact", "drop") else personal.rows
+    rejected = f"{found.rejected} of {total} rows rejected"
+    repeated = f"{found.exact_duplicates} exact and {found.near_duplicates} near duplicates"
+    kinds = ", ".join(f"{k} {n}" for k, n in personal.kinds.items()) or "-"
+    longer = f"{outliers.rows} answers longer than {outliers.limit:.0f} characters"
     return [
-        limited(
-            "rows_usable",
-            found.rejected / total,
-            checks.rejected,
-            f"{found.rejected} of {total} rows rejected",
-        ),
-        limited(
-            "few_duplicates",
-            duplicates / total,
-            checks.duplicates,
-            f"{found.exact_duplicates} exact and {found.near_duplicates} near duplicates",
-        ),
-        limited(
-            "no_personal_data",
-            left / rows,
-            checks.personal_data,
-            f"{left} rows: " + (", ".join(f"{k} {n}" for k, n in personal.kinds.items()) or "-"),
-        ),
-        limited(
-            "answer_lengths",
-            outliers.share,
-            checks.answer_outliers,
-            f"{outliers.rows} answers longer than {outliers.limit:.0f} characters",
-        ),
+        limited("rows_usable", found.rejected / total, checks.rejected, rejected),
+        limited("few_duplicates", duplicates / total, checks.duplicates, repeated),
+        limited("no_personal_data", left / rows, checks.personal_data, f"{left} rows: {kinds}"),
+        limited("answer_lengths", outliers.share, checks.answer_outliers, longer),
         _drift(found, before, checks.drift),
     ]
 
@@ -104,10 +92,11 @@ def _drift(found: CorpusRecord, before: Manifest | None, limit: Limit) -> dg.Ass
 
 def test_split(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResult]:
     """Return the checks of the test split: leaks among the splits, and contamination."""
-    record = manifest.record(SplitRecord)
+    record, most = manifest.record(SplitRecord), config.contamination.max_contaminated
     leaked = record.leaked_prompts
     parts = record.contamination.rows if record.contamination else []
     worst = max((part.share for part in parts), default=0.0)
+    found = "; ".join(f"{p.contaminated} of {p.rows} {p.of} rows" for p in parts)
     return [
         dg.AssetCheckResult(
             check_name="no_leaked_prompts",
@@ -115,10 +104,5 @@ def test_split(manifest: Manifest, config: Dataset) -> list[dg.AssetCheckResult]
             description=f"{leaked} questions occur, or nearly occur, in more than one split",
             metadata={"leaked_prompts": leaked},
         ),
-        limited(
-            "no_contamination",
-            worst,
-            Limit(limit=config.contamination.max_contaminated, severity="error"),
-            "; ".join(f"{p.contaminated} of {p.rows} {p.of} rows" for p in parts),
-        ),
+        limited("no_contamination", worst, Limit(limit=most, severity="error"), found),
     ]

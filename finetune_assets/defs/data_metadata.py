@@ -45,13 +45,12 @@ def corpus(manifest: Manifest, before: Manifest | None) -> Metadata:
     if before is not None:
         shown |= _difference(manifest, before)
     characters, answers = found.characters, found.answer_characters
+    said = "characters of the answers of a row"
     shown |= {
         "formats": table([{"file": f, "format": name} for f, name in found.formats.items()]),
         "preview": dg.MetadataValue.md(conversations(found.preview)),
         "lengths": charts.bars(characters.edges, characters.counts, "characters of a row"),
-        "answer_lengths": charts.bars(
-            answers.edges, answers.counts, "characters of the answers of a row"
-        ),
+        "answer_lengths": charts.bars(answers.edges, answers.counts, said),
         "repaired_rows": dg.MetadataValue.json(found.repaired),
         "languages": dg.MetadataValue.json(found.languages),
         "roles": dg.MetadataValue.json(found.roles),
@@ -69,11 +68,9 @@ def _difference(manifest: Manifest, before: Manifest) -> Metadata:
     """Return how the rows differ from those of the previous materialization."""
     from finetune_assets.data.corpora.difference import difference
 
-    paths = [artifacts.local_copy(m) / "rows.parquet" for m in (before, manifest)]
-    found = difference(*paths)
-    shown: Metadata = {
-        f"rows_{name}": found[name] for name in ("added", "removed", "changed", "unchanged")
-    }
+    found = difference(*(artifacts.local_copy(m) / "rows.parquet" for m in (before, manifest)))
+    counted = ("added", "removed", "changed", "unchanged")
+    shown: Metadata = {f"rows_{name}": found[name] for name in counted}
     if found["examples"]:
         shown["difference"] = table(found["examples"])
     return shown
@@ -131,11 +128,7 @@ def _column_schema(kind: str) -> dg.TableSchema:
         "corpus": CONVERSATION_SCHEMA,
         "split": {name: CONVERSATION_SCHEMA[name] for name in COLUMNS},
     }
+    columns = {n: "list[message]" if t == MESSAGES else str(t) for n, t in schemas[kind].items()}
     return dg.TableSchema(
-        [
-            dg.TableColumn(
-                name, "list[message]" if dtype == MESSAGES else str(dtype), description=NOTES[name]
-            )
-            for name, dtype in schemas[kind].items()
-        ]
+        [dg.TableColumn(name, dtype, description=NOTES[name]) for name, dtype in columns.items()]
     )

@@ -7,14 +7,8 @@ import dagster as dg
 from finetune_assets.defs import charts
 from finetune_assets.defs.markdown import masked
 from finetune_assets.evaluation.results import EvaluationRecord, Report, compare_table
+from finetune_assets.models import records
 from finetune_assets.models.planning.tables import estimate_table
-from finetune_assets.models.records import (
-    AdapterRecord,
-    BaseRecord,
-    MergedRecord,
-    PlanRecord,
-    TrainingSetRecord,
-)
 from finetune_assets.registry import tracking
 from finetune_assets.registry.promotion import RegisteredRecord
 from finetune_assets.storage import artifacts
@@ -25,10 +19,7 @@ Metadata = dict[str, Shown]
 
 
 def result(
-    manifest: Manifest,
-    reused: bool,
-    shown: Metadata,
-    checks: Sequence[dg.AssetCheckResult] = (),
+    manifest: Manifest, reused: bool, shown: Metadata, checks: Sequence[dg.AssetCheckResult] = ()
 ) -> dg.MaterializeResult:
     """Return the materialization of an artifact: the same, whether it was made or found."""
     common: Metadata = {
@@ -52,7 +43,7 @@ def result(
 
 def base(manifest: Manifest) -> Metadata:
     """Describe a base model."""
-    record = manifest.record(BaseRecord)
+    record = manifest.record(records.BaseRecord)
     return {
         "model": manifest.config["model"],
         "architecture": record.architecture,
@@ -77,9 +68,9 @@ COUNTED = (
 """Columns of a training set's counts, by the names of its record."""
 
 
-def training_set(manifest: Manifest, estimate: PlanRecord | None) -> Metadata:
+def training_set(manifest: Manifest, estimate: records.PlanRecord | None) -> Metadata:
     """Describe a training set, and what training on it is estimated to need."""
-    record = manifest.record(TrainingSetRecord)
+    record = manifest.record(records.TrainingSetRecord)
     train = record.train
     counts = [
         {"split": name, **{key: getattr(split, key) for key in COUNTED}}
@@ -100,7 +91,7 @@ def training_set(manifest: Manifest, estimate: PlanRecord | None) -> Metadata:
 
 def adapter(manifest: Manifest) -> Metadata:
     """Describe an adapter, and how its training went beside what was expected of it."""
-    record = manifest.record(AdapterRecord)
+    record = manifest.record(records.AdapterRecord)
     shown: Metadata = {
         "validation_loss": record.best_validation_loss,
         "best_step": record.best_step,
@@ -124,7 +115,7 @@ def adapter(manifest: Manifest) -> Metadata:
 
 def merged(manifest: Manifest) -> Metadata:
     """Describe a merged model."""
-    record = manifest.record(MergedRecord)
+    record = manifest.record(records.MergedRecord)
     return {
         "merged_layers": record.merged_layers,
         "stored_dtype": record.stored_dtype,

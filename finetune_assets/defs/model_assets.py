@@ -7,14 +7,12 @@ from finetune_assets.catalog.load import Entry
 from finetune_assets.catalog.remakes import ADAPTERS, NOTHING, TRAINING_SETS, dump
 from finetune_assets.defs import data_checks, metadata, model_checks
 from finetune_assets.defs.partitions import GPU_POOL, GPU_TAGS
-from finetune_assets.defs.resources import ArtifactStore
 from finetune_assets.defs.steps import Inputs, Made, Needs, Page, identify, made_by_worker
 from finetune_assets.errors import UserError
 from finetune_assets.models.bases.reference import BaseReference
 from finetune_assets.models.records import AdapterRecord, MergedRecord, TrainingSetRecord
 from finetune_assets.registry.register import opponent
 from finetune_assets.storage import artifacts, checkpoints
-from finetune_assets.storage.artifacts import Manifest
 
 PARITY_PROMPTS = 4
 """Contexts of the validation split that adapter and merged model are compared on."""
@@ -35,7 +33,8 @@ def _training_set_page(made: Made) -> Page:
     """Estimate what training will need, unless the adapter that it would make is there."""
     record, config = made.manifest.record(TrainingSetRecord), made.entry.config
     made_of = {"training_sets": made.manifest, "base_models": made.inputs["base_models"]}
-    trained = _adapter_of(made.entry, made_of, made.store) if made.reused else None
+    identity = identify("adapters", dump(config.training, ADAPTERS), made_of)
+    trained = artifacts.find("adapters", made.entry.name, identity) if made.reused else None
     if trained is not None:
         plan = trained.record(AdapterRecord).plan
         fits = model_checks.has_fitted(plan)
@@ -56,12 +55,6 @@ def _training_set_page(made: Made) -> Page:
 def training_sets(entry: Entry, inputs: Inputs) -> Needs:
     """Tokens and labels in the base's chat template, packed, with loss on assistant turns only."""
     return Needs(dump(entry.config.training, TRAINING_SETS), inputs)
-
-
-def _adapter_of(entry: Entry, inputs: Inputs, store: ArtifactStore) -> Manifest | None:
-    """Find the adapter of these inputs, if it is there."""
-    identity = identify("adapters", dump(entry.config.training, ADAPTERS), inputs)
-    return store.find("adapters", entry.name, identity)
 
 
 def _adapter_page(made: Made) -> Page:
@@ -119,11 +112,8 @@ def merged_models(entry: Entry, inputs: Inputs) -> Needs:
 )
 def evaluation_reports(entry: Entry, inputs: Inputs) -> Needs:
     """Base, tuned and champion side by side on the same test rows."""
-    return Needs(
-        _evaluation_config(entry),
-        inputs | _opponent(entry.name, inputs["merged_models"].data_version),
-        lambda: {"base_name": entry.config.base.model},
-    )
+    inputs = inputs | _opponent(entry.name, inputs["merged_models"].data_version)
+    return Needs(_evaluation_config(entry), inputs, lambda: {"base_name": entry.config.base.model})
 
 
 @made_by_worker(
@@ -160,12 +150,10 @@ def _opponent(dataset: str, merged_data_version: str) -> Inputs:
     try:
         return {"champion": artifacts.read(champion.manifest_uri)}
     except UserError as error:
-        raise UserError(
-            error.where,
-            f"the weights of the registered version {champion.version}, which is to be compared "
-            f"with, are gone: {error.cause}",
-            "restore the folder, or take the alias off that version in MLflow, and run again",
-        ) from error
+        cause = f"the weights of the registered version {champion.version}, which is to be compared"
+        cause += f" with, are gone: {error.cause}"
+        remedy = "restore the folder, or take the alias off that version in MLflow, and run again"
+        raise UserError(error.where, cause, remedy) from error
 
 
 def _text(uri: str, where: str, key: str) -> str:

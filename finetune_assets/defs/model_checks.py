@@ -10,7 +10,7 @@ from finetune_assets import settings
 from finetune_assets.catalog.cleaning import Limit
 from finetune_assets.catalog.config import Dataset
 from finetune_assets.catalog.load import Entry
-from finetune_assets.defs.data_checks import limited
+from finetune_assets.defs.data_checks import limited, severity
 from finetune_assets.defs.metadata import Shown, table
 from finetune_assets.models.planning import shape
 from finetune_assets.models.planning.need import Counts, target
@@ -41,19 +41,15 @@ def training_set(record: TrainingSetRecord, config: Dataset) -> list[dg.AssetChe
     tokens = sum(part.tokens for part in parts)
     share = sum(part.tokens_with_loss for part in parts) / max(1, tokens)
     least = config.checks.tokens_with_loss
-    error = least.severity == "error"
+    longer = f"{cut} rows are longer than max_length {config.training.max_length}"
     return [
         limited(
-            "answers_whole",
-            cut / max(1, rows),
-            config.checks.truncated,
-            f"{cut} rows are longer than max_length {config.training.max_length}",
-            {"rows": cut},
+            "answers_whole", cut / max(1, rows), config.checks.truncated, longer, {"rows": cut}
         ),
         dg.AssetCheckResult(
             check_name="tokens_with_loss",
             passed=share >= least.limit,
-            severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
+            severity=severity(least),
             description=f"{share:.1%} of {tokens} tokens carry loss (at least {least.limit:.1%})",
             metadata={"share": round(share, 5), "limit": least.limit},
         ),
@@ -92,13 +88,8 @@ def fits_the_machine(plan: Plan | None, limit: Limit) -> dg.AssetCheckResult:
     shown: dict[str, Shown] = {"estimate": table(memory_rows(plan))}
     if plan.suggestions:
         shown["what_would_fit"] = table(suggestion_rows(plan))
-    return limited(
-        name,
-        needed / memory,
-        limit,
-        f"training needs {needed:.2f} GB of the {memory:.2f} GB of {plan.target.hardware.name}",
-        shown,
-    )
+    said = f"training needs {needed:.2f} GB of the {memory:.2f} GB of {plan.target.hardware.name}"
+    return limited(name, needed / memory, limit, said, shown)
 
 
 def has_fitted(plan: PlanRecord | None) -> dg.AssetCheckResult:

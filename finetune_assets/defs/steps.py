@@ -17,6 +17,7 @@ from finetune_assets.defs.partitions import OWNER, Force, datasets
 from finetune_assets.defs.resources import ArtifactStore, Tracking
 from finetune_assets.errors import UserError
 from finetune_assets.launch.launcher import Launcher
+from finetune_assets.storage import artifacts
 from finetune_assets.storage.artifacts import MANIFEST, Manifest
 from finetune_assets.storage.fingerprint import fingerprint, library_versions
 from finetune_assets.storage.job import Job
@@ -47,16 +48,21 @@ LIBRARIES = {
 """Libraries whose release can change a task's result."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """The making of a dataset's artifacts by one asset, as Dagster has asked for it."""
+
+    context: dg.AssetExecutionContext
+    entry: Entry
+    tracking: Tracking
+    force: bool
+
+
 def make(
-    context: dg.AssetExecutionContext,
-    entry: Entry,
+    step: Step,
     asset: str,
-    *,
     config: Mapping[str, object],
     upstream: Mapping[str, Manifest],
-    force: bool,
-    store: ArtifactStore,
-    tracking: Tracking,
     publish: Callable[[Manifest], None],
 ) -> tuple[Manifest, bool]:
     """Return the artifact of an asset, and whether it was there already.
@@ -65,13 +71,13 @@ def make(
         config: what the result depends on; part of the fingerprint.
         publish: makes and publishes the artifact of a manifest, in this process or another.
     """
-    identity = identify(asset, config, upstream)
-    if not force and (found := store.find(asset, entry.name, identity)):
-        context.log.info(f"reusing {found.uri}: inputs, configuration and code are unchanged")
+    dataset, identity = step.entry.name, identify(asset, config, upstream)
+    if not step.force and (found := artifacts.find(asset, dataset, identity)):
+        step.context.log.info(f"reusing {found.uri}: inputs, configuration and code are unchanged")
         return found, True
     manifest = Manifest(
         asset=asset,
-        dataset=entry.name,
+        dataset=dataset,
         fingerprint=identity,
         data_version=identity,
         upstream=_versions(upstream),
@@ -80,10 +86,10 @@ def make(
         git_commit=git_commit(),
         libraries=_libraries(asset),
     )
-    with tracking.follow(context, manifest, upstream):
+    with step.tracking.follow(step.context, manifest, upstream):
         publish(manifest)
-        made = store.read(f"{manifest.uri}/{MANIFEST}")
-        tracking.record(made)
+        made = artifacts.read(f"{manifest.uri}/{MANIFEST}")
+        step.tracking.record(made)
     return made, False
 
 
@@ -111,7 +117,6 @@ class Made:
     reused: bool
     entry: Entry
     inputs: Inputs
-    store: ArtifactStore
 
 
 Page = tuple[Metadata, Sequence[dg.AssetCheckResult]]
@@ -156,20 +161,11 @@ def made_by_worker(
             tracking: Tracking,
         ) -> dg.MaterializeResult:
             with explain_failures():
-                entry = load(context.partition_key)
-                needs = needs_of(entry, store.upstream(context, *deps))
-                manifest, reused = make(
-                    context,
-                    entry,
-                    name,
-                    config=needs.config,
-                    upstream=needs.inputs,
-                    force=config.force,
-                    store=store,
-                    tracking=tracking,
-                    publish=partial(_launch, launcher, context, entry, needs),
-                )
-                shown, checks = page(Made(manifest, reused, entry, needs.inputs, store))
+                step = Step(context, load(context.partition_key), tracking, config.force)
+                needs = needs_of(step.entry, store.upstream(context, *deps))
+                publish = partial(_launch, launcher, step, needs)
+                manifest, reused = make(step, name, needs.config, needs.inputs, publish)
+                shown, checks = page(Made(manifest, reused, step.entry, needs.inputs))
             return metadata.result(manifest, reused, shown, checks)
 
         return asset
@@ -177,22 +173,16 @@ def made_by_worker(
     return decorate
 
 
-def _launch(
-    launcher: Launcher,
-    context: dg.AssetExecutionContext,
-    entry: Entry,
-    needs: Needs,
-    manifest: Manifest,
-) -> None:
+def _launch(launcher: Launcher, step: Step, needs: Needs, manifest: Manifest) -> None:
     """Have a worker make and publish the artifact of a manifest."""
     job = Job(
         manifest=manifest,
         inputs={asset: f"{made.uri}/{MANIFEST}" for asset, made in needs.inputs.items()},
         config={**needs.config, **needs.extra()},
-        where=entry.uri,
-        dagster_run_id=context.run.run_id,
+        where=step.entry.uri,
+        dagster_run_id=step.context.run.run_id,
     )
-    launcher.launch(context, manifest.asset, job)
+    launcher.launch(step.context, manifest.asset, job)
 
 
 def identify(asset: str, config: Mapping[str, object], upstream: Mapping[str, Manifest]) -> str:

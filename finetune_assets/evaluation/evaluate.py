@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import polars as pl
 import torch
@@ -21,7 +21,7 @@ from transformers import (
 from finetune_assets.errors import UserError
 from finetune_assets.evaluation.metrics import RowScore, mean, score
 from finetune_assets.evaluation.report import render
-from finetune_assets.evaluation.results import Report, Sample, Scores, Slice
+from finetune_assets.evaluation.results import EvaluationRecord, Report, Sample, Scores, Slice
 from finetune_assets.models.kernels.generate import Generation, generate
 from finetune_assets.models.kernels.loss import nll_of
 from finetune_assets.models.planning.hardware import Hardware, this_machine
@@ -105,7 +105,7 @@ def evaluate(
     primary_metric: str,
     progress: Callable[[str], None],
     metrics: Callable[[dict[str, float], int], None],
-) -> dict[str, Any]:
+) -> EvaluationRecord:
     """Write `report.json`, `report.html` and `generations.parquet`; return the numbers.
 
     Args:
@@ -139,14 +139,13 @@ def evaluate(
     write_json(out / "report.json", report.model_dump())
     (out / "report.html").write_text(render(report), encoding="utf-8")
     _generations_table(exam, results).write_parquet(out / "generations.parquet")
-    slices = {k: {v: s.model_dump() for v, s in by.items()} for k, by in report.slices.items()}
-    return {
-        "rows": exam.judged.height,
-        "rows_with_loss": exam.rows.height,
-        "scores": report.scores,
-        "slices": slices,
-        "hardware": hardware.record(),
-    }
+    return EvaluationRecord(
+        rows=exam.judged.height,
+        rows_with_loss=exam.rows.height,
+        scores=report.scores,
+        slices=report.slices,
+        hardware=hardware.record(),
+    )
 
 
 def _examine(
@@ -211,11 +210,8 @@ def _slices(
     slices: dict[str, dict[str, Slice]] = {}
     for name in names:
         if not any(name in row for row in attributes):
-            raise UserError(
-                f"evaluation.slices: {name}",
-                "no test row has this attribute",
-                "add it to `attributes:` of the source",
-            )
+            where, remedy = f"evaluation.slices: {name}", "add it to `attributes:` of the source"
+            raise UserError(where, "no test row has this attribute", remedy)
         values = [str(row.get(name)) for row in attributes]
         slices[name] = {}
         for value in sorted(set(values)):

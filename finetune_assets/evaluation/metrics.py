@@ -1,7 +1,6 @@
 """Scores of generated text against references: one row score in [0, 1] per output.
 
-A dataset's value is the mean of its row scores, for every metric, so
-that the table of a report and its samples agree.
+A dataset's value is the mean of its row scores, so that a report's table and samples agree.
 """
 
 import json
@@ -33,53 +32,40 @@ class RowScore:
 
 
 def score(
-    name: str,
-    outputs: Sequence[str],
-    references: Sequence[str],
-    *,
-    sql_script: str | None = None,
+    name: str, outputs: Sequence[str], references: Sequence[str], *, sql_script: str | None = None
 ) -> list[RowScore]:
     """Score each output against the reference of the same row.
 
-    Args:
-        sql_script: text of the SQL script that builds the database of `sql_execution`.
-
-    Raises:
-        ValueError: the metric is unknown, or there are more outputs than references or fewer.
-        UserError: in `sql_execution`, a script that is missing or broken, or a reference that
-            does not run.
+    The text of `sql_script` builds the database of `sql_execution`, which raises a UserError if it
+    is missing or broken, or a reference does not run on it.
     """
     if len(outputs) != len(references):
-        raise ValueError(
-            f"metric {name}: {len(outputs)} outputs for {len(references)} references; "
-            "pass one output per reference, in the same order."
-        )
+        problem = f"metric {name}: {len(outputs)} outputs for {len(references)} references"
+        raise ValueError(f"{problem}; pass one output per reference, in the same order.")
     match name:
-        case "exact_match":
-            return [
-                RowScore(float(_normalised(output) == _normalised(reference)))
-                for output, reference in zip(outputs, references, strict=True)
-            ]
-        case "rouge_l":
-            return _rouge_l(outputs, references)
-        case "chrf":
-            return _chrf(outputs, references)
         case "json_valid":
             return [_json_valid(output) for output in outputs]
         case "sql_execution":
             from finetune_assets.evaluation.sql import score_queries
 
             if sql_script is None:
-                raise UserError(
-                    "metric sql_execution",
-                    "it has no database to run queries on",
-                    "set `database` of the metric to the URI of an SQL script that builds one",
-                )
-            return [
-                RowScore(float(note is None), note)
-                for note in score_queries(outputs, references, sql_script)
-            ]
-    raise ValueError(f"unknown metric {name!r}; the metrics are {', '.join(METRIC_NAMES)}.")
+                remedy = "set `database` of the metric to the URI of an SQL script that builds one"
+                cause = "it has no database to run queries on"
+                raise UserError("metric sql_execution", cause, remedy)
+            notes = score_queries(outputs, references, sql_script)
+            return [RowScore(float(note is None), note) for note in notes]
+        case "exact_match":
+            graded = [0.0] * len(outputs)
+        case "rouge_l":
+            graded = _rouge_l(outputs, references)
+        case "chrf":
+            graded = _chrf(outputs, references)
+        case _:
+            raise ValueError(f"unknown metric {name!r}; the metrics are {', '.join(METRIC_NAMES)}.")
+    return [
+        RowScore(1.0 if _normalised(output) == _normalised(reference) else grade)
+        for output, reference, grade in zip(outputs, references, graded, strict=True)
+    ]
 
 
 def mean(rows: Sequence[RowScore]) -> float:
@@ -101,38 +87,25 @@ class _Words:
         return WORD.findall(unicodedata.normalize("NFC", text).lower())
 
 
-def _rouge_l(outputs: Sequence[str], references: Sequence[str]) -> list[RowScore]:
+def _rouge_l(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
     """F-measure of the longest common subsequence of words (Lin, 2004).
 
     Words are what stands between spaces and punctuation: for languages that write no spaces,
-    chrF tells more. Equal texts without a word score 1.
+    chrF tells more.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
-    return [
-        RowScore(
-            1.0
-            if _normalised(output) == _normalised(reference)
-            else float(scorer.score(reference, output)["rougeL"].fmeasure)  # 0 without a word
-        )
-        for output, reference in zip(outputs, references, strict=True)
-    ]
+    pairs = zip(references, outputs, strict=True)
+    return [float(scorer.score(*pair)["rougeL"].fmeasure) for pair in pairs]  # 0 without a word
 
 
-def _chrf(outputs: Sequence[str], references: Sequence[str]) -> list[RowScore]:
-    """Sentence chrF2 of sacrebleu (Popović, 2015) over 100; two empty texts score 1."""
+def _chrf(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Sentence chrF2 of sacrebleu (Popović, 2015) over 100."""
     from sacrebleu.metrics.chrf import CHRF
 
-    metric = CHRF()
-    return [
-        RowScore(
-            1.0
-            if _normalised(output) == _normalised(reference)
-            else min(metric.sentence_score(output, [reference]).score / 100, 1.0)
-        )
-        for output, reference in zip(outputs, references, strict=True)
-    ]
+    metric, pairs = CHRF(), zip(outputs, references, strict=True)
+    return [min(metric.sentence_score(output, [right]).score / 100, 1.0) for output, right in pairs]
 
 
 def _json_valid(output: str) -> RowScore:

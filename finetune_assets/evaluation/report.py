@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from finetune_assets.evaluation.metrics import BINARY_METRICS
 from finetune_assets.evaluation.results import (
@@ -20,9 +19,7 @@ from finetune_assets.evaluation.results import (
 
 BAR_SPACE = 0.82
 """Share of a chart's width for the longest bar; the rest is for its label."""
-
 Group = Literal["worse", "unchanged", "better", "right"]
-
 GROUPS: dict[Group, str] = {
     "worse": "Worse than the base",
     "unchanged": "Unchanged, not right",
@@ -32,16 +29,14 @@ GROUPS: dict[Group, str] = {
 """Samples in the order in which they deserve attention."""
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """How the tuned model differs from another one, by one metric."""
 
     text: str
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """The values of a metric by model, as shown, and tuned against each of the other models."""
 
     metric: str
@@ -50,16 +45,7 @@ class Line:
     changes: dict[str, Change]
 
 
-@dataclass(frozen=True)
-class Chart:
-    """The bars of a metric: model to length, as a percentage of the width."""
-
-    line: Line
-    bars: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """One row score of one answer."""
 
     metric: str
@@ -84,7 +70,7 @@ def render(report: Report) -> str:
         report=report,
         primary=next(line for line in lines if line.metric == report.primary_metric),
         lines=lines,
-        charts=[_chart(line, report) for line in lines],
+        charts=[(line, _bars(line, report)) for line in lines],
         slices={
             name: {value: (part.rows, _lines(part.scores)) for value, part in values.items()}
             for name, values in report.slices.items()
@@ -100,24 +86,18 @@ def _lines(scores: Mapping[str, Scores]) -> list[Line]:
 
 
 def _line(metric: str, scores: Mapping[str, Scores]) -> Line:
-    tuned = scores["tuned"][metric]
-    return Line(
-        metric=metric,
-        lower_is_better=metric in LOWER_IS_BETTER,
-        values={model: show(metric, values[metric]) for model, values in scores.items()},
-        changes={
-            model: Change(
-                show_change(metric, values[metric], tuned),
-                verdict(metric, values[metric], tuned),
-            )
-            for model, values in scores.items()
-            if model != "tuned"
-        },
-    )
+    values = {model: of_model[metric] for model, of_model in scores.items()}
+    shown = {model: show(metric, value) for model, value in values.items()}
+    tuned = values.pop("tuned")
+    changes = {
+        model: Change(show_change(metric, value, tuned), verdict(metric, value, tuned))
+        for model, value in values.items()
+    }
+    return Line(metric, metric in LOWER_IS_BETTER, shown, changes)
 
 
-def _chart(line: Line, report: Report) -> Chart:
-    """Bars on the metric's own scale: 0 to 1, 0 to all rows, or 0 to the largest value."""
+def _bars(line: Line, report: Report) -> dict[str, float]:
+    """Lengths by model in percent of the width: of 1, of all rows, or of the largest value."""
     values = {model: report.scores[model][line.metric] for model in report.models}
     if line.metric == "runaway":
         full = float(report.rows)
@@ -129,9 +109,7 @@ def _chart(line: Line, report: Report) -> Chart:
         model: min(value / full, 1.0) if math.isfinite(value) and full else float(value > 0)
         for model, value in values.items()
     }
-    return Chart(
-        line, {model: round(share * BAR_SPACE * 100, 2) for model, share in shares.items()}
-    )
+    return {model: round(share * BAR_SPACE * 100, 2) for model, share in shares.items()}
 
 
 def _grouping_metric(report: Report) -> str | None:

@@ -5,6 +5,7 @@ only read, with bounds on work and on the size of values. Nothing a query can do
 database, so one database serves all queries.
 """
 
+import contextlib
 import math
 import re
 import sqlite3
@@ -17,19 +18,14 @@ from finetune_assets.errors import UserError
 
 MAX_VM_STEPS = 20_000_000
 """Virtual machine instructions of one query, under a second; more is a query gone wrong."""
-
 MAX_SECONDS = 5.0
 """Time of one query: steps that move large values are slow, and fill the disk with what they
 sort."""
-
 VM_STEPS_BETWEEN_CHECKS = 1_000
-
 MAX_VALUE_BYTES = 1_000_000
 """Size of one text, blob or row: a query cannot exhaust memory with `zeroblob`."""
-
 MAX_ROWS = 100_000
 """Rows that a reference may return."""
-
 RELATIVE_TOLERANCE = 1e-9
 """Floats closer than this are equal: sums in another order differ in the last digits."""
 
@@ -37,14 +33,12 @@ READ_ACTIONS = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
 """All that a query may do, per SQLite's authorizer; `load_extension` is a function, and refused."""
-
 SQL_NOISE = re.compile(
     r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\]
         | --[^\n]* | /\*.*?(?:\*/|\Z)""",
     re.VERBOSE | re.DOTALL,
 )
 """Literals, quoted names and comments: where a keyword or a parenthesis means nothing."""
-
 ORDER_BY_OR_PARENTHESIS = re.compile(r"[()]|\border\s+by\b", re.IGNORECASE)
 
 ResultRow = tuple[Any, ...]
@@ -60,20 +54,14 @@ def score_queries(
     """Return for each row None if output and reference give equal results, else what is wrong.
 
     Results are equal as multisets of rows, or as sequences if the reference has a top-level
-    ORDER BY. Column names do not matter; column counts do.
-
-    Raises:
-        UserError: the script does not build a database, or a reference does not run; it names the
-            row (from 0) and its SQL.
+    ORDER BY. Column names do not matter; column counts do. A UserError tells of a script that
+    builds no database, or of a reference that does not run, with its row (from 0) and SQL.
     """
-    connection = _build_database(script)
-    try:
+    with contextlib.closing(_build_database(script)) as connection:
         return [
             _compare(connection, row, output, reference)
             for row, (output, reference) in enumerate(zip(outputs, references, strict=True))
         ]
-    finally:
-        connection.close()
 
 
 def _build_database(script: str) -> sqlite3.Connection:
@@ -84,11 +72,9 @@ def _build_database(script: str) -> sqlite3.Connection:
         connection.executescript(script)
     except sqlite3.Error as error:
         connection.close()
-        raise UserError(
-            "metric sql_execution, `database`",
-            f"the SQL script does not build a database: {error}",
-            "find the statement with `sqlite3 :memory: < SCRIPT` and correct it",
-        ) from error
+        cause = f"the SQL script does not build a database: {error}"
+        remedy = "find the statement with `sqlite3 :memory: < SCRIPT` and correct it"
+        raise UserError("metric sql_execution, `database`", cause, remedy) from error
     # These make their tables at first use, which the authorizer would refuse.
     connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')").close()
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
@@ -109,11 +95,10 @@ def _compare(connection: sqlite3.Connection, row: int, output: str, reference: s
         if len(expected) > MAX_ROWS:
             raise _Refused(f"more than {MAX_ROWS:,} rows")
     except _Refused as error:
-        raise UserError(
-            f"metric sql_execution, reference of row {row}",
-            f"{error}, in the query: {reference}",
-            "correct the row, or the script that builds the database",
-        ) from error
+        where = f"metric sql_execution, reference of row {row}"
+        cause = f"{error}, in the query: {reference}"
+        remedy = "correct the row, or the script that builds the database"
+        raise UserError(where, cause, remedy) from error
     try:
         actual, actual_width = _run(connection, output, len(expected))
     except _Refused as error:
@@ -163,13 +148,10 @@ def has_top_level_order_by(query: str) -> bool:
     """Whether the outermost SELECT is ordered; ORDER BY in a subquery or window does not count."""
     depth = 0
     for match in ORDER_BY_OR_PARENTHESIS.finditer(SQL_NOISE.sub(" ", query)):
-        token = match.group()
-        if token == "(":
-            depth += 1
-        elif token == ")":
-            depth -= 1
-        elif depth == 0:
+        change = {"(": 1, ")": -1}.get(match.group(), 0)
+        if not change and depth == 0:
             return True
+        depth += change
     return False
 
 
@@ -180,13 +162,11 @@ def _merge_close_floats(
 
     Rows can then be compared, counted and hashed as they are. Columns of integers stay exact.
     """
-    columns: list[Sequence[Any]] = []
-    for cells in zip(*first, *second, strict=True):
-        column: Sequence[Any] = cells
+    columns = list(zip(*first, *second, strict=True))
+    for i, column in enumerate(columns):
         if any(isinstance(value, float) for value in column):
             stand_in = _stand_ins({v for v in column if isinstance(v, int | float)})
-            column = [stand_in.get(value, value) for value in column]
-        columns.append(column)
+            columns[i] = tuple(stand_in.get(value, value) for value in column)
     rows = list(zip(*columns, strict=True))
     return rows[: len(first)], rows[len(first) :]
 

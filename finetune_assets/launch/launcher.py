@@ -21,11 +21,9 @@ class Launcher(dg.ConfigurableResource, ABC):
 
     @abstractmethod
     def launch(self, context: dg.AssetExecutionContext, asset: str, job: Job) -> None:
-        """Return when the artifact is published.
+        """Return when the artifact is published, or raise what kept the worker from its end.
 
-        Raises:
-            UserError: the worker reported one; see `launch.process_group.raise_reported`.
-            Exception: it ended in another way before its work was done.
+        A UserError that it reported is raised by `launch.process_group.raise_reported`.
         """
 
 
@@ -37,8 +35,6 @@ class ProcessGroupLauncher(Launcher):
 
     def launch(self, context: dg.AssetExecutionContext, asset: str, job: Job) -> None:
         """Run the worker to its end."""
-        ProcessGroupClient(self.grace_seconds).run(
-            context,
-            command=[sys.executable, "-m", WORKER, asset],
-            extras=job.model_dump(mode="json"),
-        )
+        command = [sys.executable, "-m", WORKER, asset]
+        client = ProcessGroupClient(self.grace_seconds)
+        client.run(context, command, extras=job.model_dump(mode="json"))

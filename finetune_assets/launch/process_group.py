@@ -62,30 +62,18 @@ class ProcessGroupClient:
         context: dg.AssetExecutionContext,
         command: Sequence[str],
         extras: Mapping[str, object],
-        environment: Mapping[str, str] | None = None,
-    ) -> Sequence[Message]:
-        """Run to the end and return the custom messages that the worker reported.
-
-        Raises:
-            UserError: the worker reported one.
-            WorkerFailed: it ended with another error, or was killed.
-        """
+    ) -> None:
+        """Run to the end; raise the UserError that the worker reports, or a WorkerFailed."""
         with dg.open_pipes_session(
             context=context,
             context_injector=dg.PipesTempFileContextInjector(),
             message_reader=ObservingReader(context),
             extras=dict(extras),
         ) as session:
+            pipes = session.get_bootstrap_env_vars()
             process = subprocess.Popen(
                 command,
-                env={
-                    **ALLOCATOR,
-                    **THREADS,
-                    **os.environ,
-                    **(environment or {}),
-                    **session.get_bootstrap_env_vars(),
-                    PARENT: str(os.getpid()),
-                },
+                env={**ALLOCATOR, **THREADS, **os.environ, **pipes, PARENT: str(os.getpid())},
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
@@ -97,16 +85,13 @@ class ProcessGroupClient:
             try:
                 code = process.wait()
             except (DagsterExecutionInterruptedError, KeyboardInterrupt):
-                context.log.info(
-                    f"stopping the worker: TERM, and KILL after {self.grace_seconds:.0f} s"
-                )
+                grace = f"{self.grace_seconds:.0f} s"
+                context.log.info(f"stopping the worker: TERM, and KILL after {grace}")
                 raise
             finally:
                 self._end(process)
             reader.join(timeout=5)
-        messages = session.get_custom_messages()
-        _raise_for(code, messages, tail)
-        return messages
+        _raise_for(code, session.get_custom_messages(), tail)
 
     def _end(self, process: subprocess.Popen[str]) -> None:
         """Leave nothing of the group running."""
@@ -141,11 +126,8 @@ class ObservingReader(dg.PipesTempFileMessageReader):
             yield params
 
     def _observe(self, values: Mapping[str, JsonValue]) -> None:
-        self._context.log_event(
-            dg.AssetObservation(
-                self._context.asset_key, partition=self._context.partition_key, metadata=values
-            )
-        )
+        asset, partition = self._context.asset_key, self._context.partition_key
+        self._context.log_event(dg.AssetObservation(asset, partition=partition, metadata=values))
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

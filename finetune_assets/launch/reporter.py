@@ -56,9 +56,8 @@ class Reporter:
             yield
             return
         ended = threading.Event()
-        self._thread = threading.Thread(
-            target=self._follow, args=(self._mlflow_run_id, config, ended), daemon=True
-        )
+        given = (self._mlflow_run_id, config, ended)
+        self._thread = threading.Thread(target=self._follow, args=given, daemon=True)
         self._thread.start()
         try:
             yield
@@ -83,8 +82,7 @@ class Reporter:
             tracking.log_series(self._mlflow_run_id, points)
 
     def _new(self, values: dict[str, float], step: int) -> dict[str, float]:
-        known = {name: self._logged.setdefault(name, set()) for name in values}
-        new = {name: value for name, value in values.items() if step not in known[name]}
+        new = {k: value for k, value in values.items() if step not in self._logged.get(k, ())}
         for name in new:
-            known[name].add(step)
+            self._logged.setdefault(name, set()).add(step)
         return new

@@ -51,17 +51,10 @@ def training_sets(job: Job, out: Path, report: Reporter) -> TrainingSetRecord:
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # of which one is that there is no torch
     from finetune_assets.models.tokenization.training_set import build
 
-    splits = {
-        name: job.folder(f"{name}_splits") / "rows.parquet" for name in ("train", "validation")
-    }
-    found = build(
-        job.folder("base_models"),
-        splits,
-        out,
-        where=job.where,
-        training=Training.model_validate(job.config),
-        progress=report.log,
-    )
+    parts = ("train", "validation")
+    splits = {name: job.folder(f"{name}_splits") / "rows.parquet" for name in parts}
+    base, training = job.folder("base_models"), Training.model_validate(job.config)
+    found = build(base, splits, out, where=job.where, training=training, progress=report.log)
     return TrainingSetRecord.model_validate(found)
 
 
@@ -115,7 +108,7 @@ def evaluation_reports(job: Job, out: Path, report: Reporter) -> EvaluationRecor
     models = {"base": job.folder("base_models"), "tuned": job.folder("merged_models")}
     if "champion" in job.inputs:
         models["champion"] = job.folder("champion")
-    found = evaluate(
+    record = evaluate(
         models,
         job.folder("test_splits") / "rows.parquet",
         out,
@@ -128,7 +121,7 @@ def evaluation_reports(job: Job, out: Path, report: Reporter) -> EvaluationRecor
         metrics=report.metrics,
     )
     report.file(out / "report.html")
-    return EvaluationRecord.model_validate(found)
+    return record
 
 
 def registered_models(job: Job, out: Path, report: Reporter) -> RegisteredRecord:
@@ -166,18 +159,13 @@ def main() -> None:
             if task is adapters:
                 checkpoints.remove(job.manifest.fingerprint)
         except UserError as error:
-            pipes.report_custom_message(
-                {"error": {"where": error.where, "cause": error.cause, "remedy": error.remedy}}
-            )
+            pipes.report_custom_message({"error": vars(error)})
             sys.exit(1)
         report.log(f"{sys.argv[1]} published in {time.monotonic() - started:.1f} s")
 
 
 def peak_rss_gb() -> float:
-    """Return the largest resident memory of this process so far, in GB.
-
-    Linux counts it in KiB.
-    """
+    """Return the largest resident memory of this process so far, in GB; Linux counts in KiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
 
 

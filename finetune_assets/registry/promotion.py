@@ -1,14 +1,12 @@
 """Whether a challenger becomes the champion."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from finetune_assets.evaluation.results import LOWER_IS_BETTER
 from finetune_assets.storage.artifacts import Record
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What becomes of a challenger, and why."""
 
     outcome: Literal["promoted", "retained"]

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from finetune_assets.registry import tracking
 from finetune_assets.registry.promotion import RegisteredRecord, decide
@@ -22,24 +21,21 @@ MERGED_MANIFEST = "finetune.merged_models_manifest"
 """Version tag with the URI of the merged model's manifest, by which its weights are found."""
 
 
-@dataclass(frozen=True)
-class Opponent:
+class Opponent(NamedTuple):
     """The registered version that a new model has to beat."""
 
     version: str
-    data_version: str
     manifest_uri: str
+    """URI of the manifest of its merged model."""
 
 
 def opponent(dataset: str, merged_data_version: str) -> Opponent | None:
     """Return the champion; or, if this very model is the champion, the one that it replaced."""
     for alias in ("champion", "previous-champion"):
-        version = _by_alias(dataset, alias)
-        if version is not None and version.tags.get(MERGED_VERSION) != merged_data_version:
-            tags = version.tags
-            if MERGED_MANIFEST not in tags:
-                return None
-            return Opponent(version.version, tags[MERGED_VERSION], tags[MERGED_MANIFEST])
+        found = _by_alias(dataset, alias)
+        if found is not None and found.tags.get(MERGED_VERSION) != merged_data_version:
+            uri = found.tags.get(MERGED_MANIFEST)
+            return Opponent(found.version, uri) if uri else None
     return None
 
 
@@ -65,12 +61,9 @@ def register(job: Job, out: Path, log: Callable[[str], None]) -> RegisteredRecor
         if current is not None and current.version != version:
             client.set_registered_model_alias(dataset, "previous-champion", current.version)
         client.set_registered_model_alias(dataset, "champion", version)
-    for key, value in {
-        "finetune.decision": decision.outcome,
-        "finetune.reason": decision.reason,
-        "finetune.metric": metric,
-    }.items():
-        client.set_model_version_tag(dataset, version, key, value)
+    said = {"decision": decision.outcome, "reason": decision.reason, "metric": metric}
+    for key, value in said.items():
+        client.set_model_version_tag(dataset, version, f"finetune.{key}", value)
     log(f"version {version} {decision.outcome}: {decision.reason}")
     record = RegisteredRecord(version=version, decision=decision.outcome, reason=decision.reason)
     write_json(out / "decision.json", record.model_dump(exclude_unset=True))

@@ -3,13 +3,14 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 from finetune_assets import settings
 from finetune_assets.processes import identity as processes
+from finetune_assets.storage.artifacts import Manifest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,8 @@ RUNS = "dagster.run_ids"
 FINGERPRINT = "finetune.fingerprint"
 PROCESS = "finetune.process"
 """Tag of the run worker's process, by which a run that a kill left open is recognised."""
+MOST_METRICS = 1000
+"""Metrics that MLflow takes in one write."""
 
 
 @cache
@@ -58,13 +61,8 @@ def start_run(dataset: str, asset: str, root_run_id: str, tags: dict[str, str]) 
     """
     experiment = experiment_id(dataset)
     close_abandoned(experiment)
-    tags = {
-        ROOT_RUN: root_run_id,
-        ASSET: asset,
-        PARTITION: dataset,
-        PROCESS: processes.here(),
-        **tags,
-    }
+    own = {ROOT_RUN: root_run_id, ASSET: asset, PARTITION: dataset, PROCESS: processes.here()}
+    tags = own | tags
     found = _attempt_before(experiment, tags)
     if found is None:
         tags[RUNS] = tags.get(RUN, "")
@@ -115,18 +113,11 @@ def log_parameters(run_id: str, values: Mapping[str, object]) -> None:
 
 def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0) -> None:
     """Log metrics of one step."""
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    client().log_batch(run_id, [Metric(k, v, now, step) for k, v in values.items()])
+    log_series(run_id, [(int(time.time() * 1000), step, values)])
 
 
-def log_series(run_id: str, points: list[tuple[int, int, dict[str, float]]]) -> None:
-    """Log metrics of several steps in as few writes as MLflow allows.
-
-    Args:
-        points: (Unix time in milliseconds, step, values by name).
-    """
+def log_series(run_id: str, points: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
+    """Log metrics of several steps, each with its Unix time in milliseconds, in few writes."""
     from mlflow.entities import Metric
 
     metrics = [Metric(k, v, at, step) for at, step, values in points for k, v in values.items()]
@@ -138,10 +129,6 @@ def logged_steps(run_id: str) -> dict[str, set[int]]:
     """Return the steps that a run has of each metric, but for those of the system."""
     names = [n for n in client().get_run(run_id).data.metrics if not n.startswith("system/")]
     return {n: {m.step for m in client().get_metric_history(run_id, n)} for n in names}
-
-
-MOST_METRICS = 1000
-"""Metrics that MLflow takes in one write."""
 
 
 @contextmanager
@@ -158,36 +145,22 @@ def system_metrics(run_id: str) -> Iterator[None]:
         monitor.finish()
 
 
-class Input(TypedDict):
-    """Data that a run reads, as MLflow shows it."""
-
-    name: str
-    digest: str
-    uri: str
-    profile: dict[str, int]
-    """Counts of what is in it."""
-
-
-def log_inputs(run_id: str, datasets: Mapping[str, Input]) -> None:
-    """Log which data a run reads, by what it is to the run; MLflow shows it as its datasets."""
+def log_inputs(run_id: str, inputs: Mapping[str, Manifest]) -> None:
+    """Log which artifacts a run reads, by asset; MLflow shows them as its datasets."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    client().log_inputs(
-        run_id,
-        datasets=[
-            DatasetInput(
-                Dataset(
-                    name=given["name"],
-                    digest=given["digest"],
-                    source_type="finetune_assets",
-                    source=json.dumps({"uri": given["uri"]}),
-                    profile=json.dumps(given["profile"]),
-                ),
-                [InputTag("mlflow.data.context", context)],
-            )
-            for context, given in datasets.items()
-        ],
-    )
+    datasets = []
+    for asset, made in inputs.items():
+        counts = {k: v for k, v in made.statistics.items() if isinstance(v, int)}
+        dataset = Dataset(
+            name=f"{asset}/{made.dataset}",
+            digest=made.data_version,
+            source_type="finetune_assets",
+            source=json.dumps({"uri": made.uri}),
+            profile=json.dumps(counts),
+        )
+        datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", asset)]))
+    client().log_inputs(run_id, datasets=datasets)
 
 
 def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
@@ -206,11 +179,9 @@ def version_url(dataset: str, version: str | int) -> str:
     return f"{settings.mlflow_ui()}/#/models/{dataset}/versions/{version}"
 
 
-def _flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    flat: list[tuple[str, object]] = []
+def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
+            yield f"{prefix}{key}", value
