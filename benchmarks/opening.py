@@ -44,9 +44,9 @@ def load_definitions() -> float:
 
 def write_rows(folder: Path, rows: int) -> None:
     """Write a training set of which ten rows share a context."""
-    from finetune_assets.models.tokenization.contexts import writing
+    from finetune_assets.models.tokenization.contexts import write_contexts
 
-    with writing(folder, "train") as writer:
+    with write_contexts(folder, "train") as writer:
         tokens = np.ones(TOKENS * rows, np.int32)
         writer.append(tokens, tokens > 0, np.full(rows, TOKENS))
         writer.finish(np.arange(rows), np.arange(0, rows + 1, 10))
