@@ -3,7 +3,6 @@
 import difflib
 import re
 from collections.abc import Iterator
-from reprlib import Repr
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -38,8 +37,8 @@ WANTED = {
 MOST = 20
 """Errors of one file that are told."""
 
-_SHORT = Repr()
-_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 200, 200, 2
+LONGEST_VALUE = 200
+"""Characters of a wrong value that are shown."""
 
 
 def explain(error: ValidationError, file: Written) -> UserError:
@@ -92,14 +91,18 @@ def said(location: Location, items: list[ErrorDetails]) -> tuple[str, str]:
         return message, f"mend {' or '.join(keys)}"
     if not location:
         return message, "mend 'file'"
-    shown = _SHORT.repr(item["input"])
+    shown = repr(item["input"])
+    if len(shown) > LONGEST_VALUE:
+        shown = f"{shown[:LONGEST_VALUE]}…"
     if item["type"] == "model_type":
         cause = f"'{key}' is {shown}, where a block of keys is expected"
         return cause, f"write below '{key}' what you mean: {', '.join(valid_keys(location))}"
     cause = f"'{key}' is {shown}: {message}"
     expected = "".join(i.get("ctx", {}).get("expected", "") for i in items)
     words = re.findall("'(.*?)'", expected)  # the words that the value may be
-    near = difflib.get_close_matches(shown.strip("'"), words, n=1)
+    # Other readers of YAML take a bare `off` for false.
+    meant = "off" if item["input"] is False else shown.strip("'")
+    near = difflib.get_close_matches(meant, words, n=1)
     return cause, f"did you mean '{near[0]}'?" if near else _remedy(key, items)
 
 

@@ -107,7 +107,7 @@ def test_former_booleans_are_errors_everywhere(text: str, expected: list[str]) -
         ("x: a\x00b\n", ["x.yaml:3", "character"]),
         ('x: "\\U99999999"\n', ["x.yaml", "not valid YAML"]),
         ("x: " + "{a: " * 1000 + "1" + "}" * 1000 + "\n", ["x.yaml:3", "nested more than"]),
-        ("x: " + "[" * 5000 + "\n", ["x.yaml:3", "nested more than"]),
+        pytest.param("x: " + "[" * 5000 + "\n", ["x.yaml:3", "nested more than"], id="deep"),
     ],
 )
 def test_what_no_dataset_file_holds_is_one_error(text: str, expected: list[str]) -> None:
@@ -201,3 +201,9 @@ def test_loading_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
         load("text_to_sql")
         times.append(time.perf_counter() - began)
     assert min(times) < 0.1
+
+
+def test_a_false_that_means_off_is_told_so() -> None:
+    text = "sources: [a.jsonl]\nbase: b\ncleaning:\n  personal_data: {action: false}\n"
+    with pytest.raises(UserError, match=r"x.yaml:4: (?s:.*)did you mean 'off'\?"):
+        parse(text, "x.yaml")
