@@ -135,10 +135,10 @@ def _end(folder: Path, rank: int, found: ProcessFailure) -> End:
 def find_culprit(ends: list[End]) -> End:
     """Find the process whose end brought about that of the others."""
     began = min(end.time for end in ends)
-    # A killed one leaves no exact time, so it goes before those that ended at the same time; with
-    # a TERM the launcher ends those that are left.
     near = [end for end in ends if end.time <= began + SAME_TIME]
-    return min(near, key=lambda end: (end.code >= 0 or end.code == -signal.SIGTERM, end.time))
+    # A killed one leaves its time in whole seconds, so it goes before those that ended at the same
+    # time. With a TERM the launcher ends those that are left when one has ended.
+    return min(near, key=lambda end: (end.code == -signal.SIGTERM, end.code >= 0, end.time))
 
 
 def explain(end: End, processes: int, tail: str) -> Exception:

@@ -240,7 +240,7 @@ def test_each_step_learns_the_same_contexts_however_many_processes_there_are(dat
         ([End(0, 1, 10.1, {}), End(1, -9, 10.9, {})], 1),
         ([End(0, 1, 10.1, {"error": {}}), End(1, 1, 10.3, {})], 0),
         # The launcher ends the others, and kills what does not end by itself.
-        ([End(0, -15, 10.9, {}), End(1, 1, 10.1, {"out_of_memory": True})], 1),
+        ([End(0, -15, 10.0, {}), End(1, 1, 10.1, {"out_of_memory": True})], 1),
         ([End(0, -9, 41.0, {}), End(1, 1, 10.0, {})], 1),
     ],
 )
